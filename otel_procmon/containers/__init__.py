@@ -1,0 +1,1 @@
+"""Containers: which container and pod an image belongs to."""

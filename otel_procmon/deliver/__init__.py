@@ -1,0 +1,1 @@
+"""Delivery: OTLP leaves the process, for a Collector or a file."""

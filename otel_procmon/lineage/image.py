@@ -1,0 +1,119 @@
+"""An image and what happened to it: what lineage hands to the stages after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from otel_procmon.events import Discovered, Exec, Exit, Process
+
+EntryReason = Literal["unknown_parent", "kernel_parent", "init_parent", "container", "session", "service", "limit"]
+"""Why a trace begins at an image: design rules 1 to 5, in their order."""
+
+EndReason = Literal["exit", "exec", "lost"]
+"""How an image ended: its process exited, ran another program, or vanished without an event."""
+
+
+class SpanRef(NamedTuple):
+    """A span in some trace: 16 bytes of trace id, 8 of span id."""
+
+    trace_id: bytes
+    span_id: bytes
+
+
+class Image:
+    """One program that a process runs, in its place in the lineage. Only `lineage.table` changes it."""
+
+    __slots__ = (
+        "ancestors",
+        "discovered",
+        "end_unix_ns",
+        "ended",
+        "entry_reason",
+        "forked_only",
+        "link",
+        "opened",
+        "parent",
+        "parent_binary",
+        "parent_exec_id",
+        "parent_name",
+        "parent_span_id",
+        "process",
+        "referred",
+        "span",
+        "trace_images",
+        "trace_start_unix_ns",
+    )
+
+    def __init__(self, process: Process, span: SpanRef) -> None:
+        self.process = process
+        self.span = span
+        """The span that tells of this image: its trace and its id."""
+        self.parent: Image | None = None
+        """The parent while it is in the table. After its end the copies below remain."""
+        self.parent_exec_id: str | None = None
+        self.parent_span_id: bytes | None = None
+        """Span id of the parent in the same trace; None for an entry."""
+        self.parent_name: str | None = None
+        self.parent_binary: str | None = None
+        self.ancestors: tuple[str, ...] = ()
+        """Executable names, nearest first, at most 16."""
+        self.entry_reason: EntryReason | None = None
+        """Set where this image is the root of its trace."""
+        self.link: SpanRef | None = None
+        """For an entry: the parent's span in the other trace."""
+        self.forked_only = False
+        """It has not exec'd since its fork: no process.exec is told of it."""
+        self.discovered = False
+        """It was already running when it was first seen."""
+        self.opened = False
+        """Its opening span was sent; its whole life becomes a second span under it."""
+        self.referred = False
+        """A span that already left names this one as its parent or by its link."""
+        self.ended: EndReason | None = None
+        self.end_unix_ns = 0
+        self.trace_start_unix_ns = 0
+        self.trace_images: list[int] = [0]
+        """One counter shared by all images of the trace."""
+
+    @property
+    def exec_id(self) -> str:
+        """The image's identity."""
+        return self.process.exec_id
+
+    @property
+    def name(self) -> str:
+        """``process.executable.name``: the last component of what runs."""
+        return executable_name(self.process)
+
+
+class Started(NamedTuple):
+    """An image began (`Exec`), or was found running (`Discovered`): a log record."""
+
+    image: Image
+    event: Exec | Discovered
+
+
+class Ended(NamedTuple):
+    """An image ended: a span, and a log record unless another program took its place (``image.ended == "exec"``)."""
+
+    image: Image
+    event: Exit | None
+    """None where the image ended by exec, or was lost."""
+    observed_unix_ns: int
+
+
+class Opened(NamedTuple):
+    """An image that goes on is about to be named by a span that leaves: its opening span."""
+
+    image: Image
+
+
+Happening = Started | Ended | Opened
+
+
+def executable_name(process: Process) -> str:
+    """Last component of what `process` runs: the script for a script, the memfd's name for a memfd; ``""`` if unknown."""
+    path = process.executable or process.binary
+    name = path.rstrip("/").rpartition("/")[2]
+    return name or path

@@ -1,0 +1,1 @@
+"""Views: what happened, as Tetragon would tell it, for terminals and files."""
