@@ -113,7 +113,7 @@ Happening = Started | Ended | Opened
 
 
 def executable_name(process: Process) -> str:
-    """Last component of what `process` runs: the script for a script, the memfd's name for a memfd; ``""`` if unknown."""
+    """Last component of what `process` runs, of a script the script's, of a memfd its name; ``""`` if unknown."""
     path = process.executable or process.binary
     name = path.rstrip("/").rpartition("/")[2]
     return name or path
