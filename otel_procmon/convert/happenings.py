@@ -1,0 +1,332 @@
+"""What happened to images becomes log records and spans.
+
+An exec, an exit and a discovery are log records; an image's life is a span. An image whose children left before it
+ended has two spans: an opening one, which its children hang under, and its whole life under that one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from otel_procmon.convert import attributes as names
+from otel_procmon.convert.records import LogRecord, Span
+from otel_procmon.convert.text import encodable
+from otel_procmon.events import Discovered
+from otel_procmon.lineage.image import Ended, Happening, Opened, Started, executable_name
+from otel_procmon.rfc3339 import format_rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_procmon.convert.records import Attributes, Record, Resource
+    from otel_procmon.convert.resource import Resources
+    from otel_procmon.events import Exit, Process, Usage
+    from otel_procmon.lineage.image import Image
+
+SEVERITY_INFO: Final = 9
+SEVERITY_WARN: Final = 13
+
+OPENING_SPAN_NS: Final = 1000
+"""Jaeger complains of spans that last no time at all."""
+
+_NAMELESS: Final = "process"
+"""A span must have a name; an executable of which nothing is known has none."""
+
+_MAX_INT64: Final = 2**63 - 1
+
+
+class _Remembered(NamedTuple):
+    process: Process
+    resource: Resource
+    attributes: Attributes
+
+
+class Converter:
+    """Makes records of what happened. Not thread-safe."""
+
+    def __init__(
+        self,
+        resources: Resources,
+        *,
+        body: Callable[[Happening], str | None],
+        life_span_id: Callable[[Image], bytes],
+        user_name: Callable[[int], str | None] | None = None,
+        failed_status: bool = True,
+        remembered: int = 8192,
+    ) -> None:
+        """Remember what conversion needs to know.
+
+        Args:
+            resources: Finds the Resource of a process.
+            body: The line for people that becomes a log record's body; where it gives None, a plain sentence does.
+            life_span_id: The id of the second span of an image that had an opening span; 8 bytes.
+            user_name: The name of a user id on the host, for ``process.user.name``. None: names are not told, as for
+                events of other hosts.
+            failed_status: Whether a failed exit makes its span's status Error, with ``error.type``. (Severity WARN it
+                is in any case.)
+            remembered: Most images whose attributes are kept between their records.
+        """
+        self._resources = resources
+        self._body = body
+        self._life_span_id = life_span_id
+        self._user_name = user_name
+        self._failed_status = failed_status
+        self._remembered = remembered
+        # The key is the image itself, which its entry thereby keeps alive, and no number that another could get.
+        self._images: OrderedDict[Image, _Remembered] = OrderedDict()
+
+    def convert(self, happening: Happening) -> list[Record]:
+        """The records that tell of `happening`, in the order in which they should leave."""
+        if isinstance(happening, Started):
+            return self._started(happening)
+        if isinstance(happening, Opened):
+            return self._opened(happening)
+        return self._ended(happening)
+
+    def _started(self, started: Started) -> list[Record]:
+        image, event = started
+        resource, attributes = self._of(image)
+        discovered = isinstance(event, Discovered)
+        return [
+            LogRecord(
+                resource=resource,
+                event_name=names.EVENT_DISCOVERED if discovered else names.EVENT_EXEC,
+                time_unix_ns=_time(event.time_unix_ns),
+                observed_unix_ns=_time(event.observed_unix_ns),
+                severity_number=SEVERITY_INFO,
+                body=self._text(started, image),
+                attributes=attributes,
+                span=image.span,
+            )
+        ]
+
+    def _opened(self, opened: Opened) -> list[Record]:
+        image = opened.image
+        resource, attributes = self._of(image)
+        attributes[names.PROCMON_SPAN] = "open"
+        _entry(image, attributes)
+        start = _time(image.process.start_unix_ns)
+        return [
+            Span(
+                resource=resource,
+                name=_span_name(image),
+                span=image.span,
+                parent_span_id=image.parent_span_id,
+                start_unix_ns=start,
+                end_unix_ns=start + OPENING_SPAN_NS,
+                error=False,
+                attributes=attributes,
+                links=(image.link,) if image.link else (),
+            )
+        ]
+
+    def _ended(self, ended: Ended) -> list[Record]:
+        image, event, _ = ended
+        resource, attributes = self._of(image)
+        self._images.pop(image, None)
+        if event is not None:
+            _exit(event, attributes)
+        elif image.ended is not None and image.ended != "exit":
+            attributes[names.PROCMON_EXIT_REASON] = image.ended
+        failure = _failure(event)
+        error = failure is not None and self._failed_status
+        if failure is not None and error:
+            attributes[names.ERROR_TYPE] = failure
+        records: list[Record] = [self._life(image, resource, dict(attributes), error=error)]
+        if event is not None or image.ended == "lost":
+            records.append(
+                LogRecord(
+                    resource=resource,
+                    event_name=names.EVENT_EXIT,
+                    time_unix_ns=_time(image.end_unix_ns if event is None else event.time_unix_ns),
+                    observed_unix_ns=_time(ended.observed_unix_ns),
+                    severity_number=SEVERITY_INFO if failure is None else SEVERITY_WARN,
+                    body=self._text(ended, image),
+                    attributes=attributes,
+                    span=image.span,
+                )
+            )
+        return records
+
+    def _life(self, image: Image, resource: Resource, attributes: Attributes, *, error: bool) -> Span:
+        """The span from an image's start to its end, alone or under the opening span."""
+        start = _time(image.process.start_unix_ns)
+        span, parent_span_id, links = image.span, image.parent_span_id, (image.link,) if image.link else ()
+        if image.opened:
+            attributes[names.PROCMON_SPAN] = "life"
+            span, parent_span_id, links = (
+                image.span._replace(span_id=self._life_span_id(image)),
+                image.span.span_id,
+                (),
+            )
+        else:
+            _entry(image, attributes)
+        return Span(
+            resource=resource,
+            name=_span_name(image),
+            span=span,
+            parent_span_id=parent_span_id,
+            start_unix_ns=start,
+            # Times of one event may differ by a microsecond at the source; no span may end before it began.
+            end_unix_ns=max(start, _time(image.end_unix_ns)),
+            error=error,
+            attributes=attributes,
+            links=links,
+        )
+
+    def _of(self, image: Image) -> tuple[Resource, Attributes]:
+        """Resource of an image, and a fresh copy of the attributes that all of its records share."""
+        known = self._images.get(image)
+        if known is None or known.process is not image.process:
+            resource = self._resources.of(image.process)
+            known = _Remembered(image.process, resource, self._process(image))
+            self._images[image] = known
+        self._images.move_to_end(image)
+        while len(self._images) > self._remembered:
+            self._images.popitem(last=False)
+        attributes = dict(known.attributes)
+        _lineage(image, attributes)
+        return known.resource, attributes
+
+    def _process(self, image: Image) -> Attributes:
+        """The attributes that tell what `image` runs, as whom and where."""
+        process = image.process
+        attributes: Attributes = {}
+        _put_int(attributes, names.PROCESS_PID, process.pid)
+        _put_int(attributes, names.PROCESS_PARENT_PID, process.parent_pid)
+        _put_int(attributes, names.PROCESS_VPID, process.vpid)
+        _put_int(attributes, names.PROCESS_SESSION_LEADER_PID, process.session_id)
+        _put_text(attributes, names.PROCESS_EXECUTABLE_NAME, executable_name(process))
+        _put_text(attributes, names.PROCESS_EXECUTABLE_PATH, process.executable or process.binary)
+        _arguments(process, attributes)
+        _put_text(attributes, names.PROCESS_WORKING_DIRECTORY, process.cwd)
+        self._users(process, attributes)
+        if process.tty is not None:
+            attributes[names.PROCESS_INTERACTIVE] = process.tty
+        created = process.creation_unix_ns
+        if created is None and image.forked_only:
+            created = process.start_unix_ns
+        if created is not None:
+            attributes[names.PROCESS_CREATION_TIME] = format_rfc3339(_time(created))
+        _put_text(attributes, names.PROCESS_LINUX_CGROUP, process.cgroup)
+        _put_text(attributes, names.PROCMON_EXEC_ID, process.exec_id)
+        flags = process.flags
+        if image.forked_only and "clone" not in flags:
+            flags = (*flags, "clone")
+        _put_texts(attributes, names.PROCMON_FLAGS, flags)
+        _put_int(attributes, names.PROCMON_AUID, process.auid)
+        _put_text(attributes, names.PROCMON_INTERPRETER, process.interpreter)
+        if process.executable_deleted:
+            attributes[names.PROCMON_EXECUTABLE_DELETED] = True
+        _put_texts(attributes, names.PROCMON_TRUNCATED, process.truncated)
+        return attributes
+
+    def _users(self, process: Process, attributes: Attributes) -> None:
+        """User ids, and the user's name if the process sees the host's passwd file."""
+        _put_int(attributes, names.PROCESS_USER_ID, process.euid)
+        _put_int(attributes, names.PROCESS_REAL_USER_ID, process.uid)
+        contained = process.container_id or process.container or process.pod or process.pod_uid
+        if process.euid is not None and self._user_name is not None and not contained:
+            _put_text(attributes, names.PROCESS_USER_NAME, self._user_name(process.euid))
+
+    def _text(self, happening: Started | Ended, image: Image) -> str:
+        """The body of a log record."""
+        line = self._body(happening)
+        if line is None:
+            path = image.process.executable or image.process.binary or "an unknown program"
+            path = path if path.isprintable() else ascii(path)
+            process = f"{path} (pid {image.process.pid})"
+            if isinstance(happening, Ended):
+                line = f"process {process} is gone; its exit was not seen"
+            else:
+                line = f"process {process} was already running"
+        return encodable(line)
+
+
+def _time(time_unix_ns: int) -> int:
+    """A time that OTLP can hold, whatever arithmetic made it."""
+    return min(max(time_unix_ns, 0), _MAX_INT64 - OPENING_SPAN_NS)
+
+
+def _span_name(image: Image) -> str:
+    return encodable(image.name) or _NAMELESS
+
+
+def _put_text(attributes: Attributes, name: str, value: str | None) -> None:
+    if value:
+        attributes[name] = encodable(value)
+
+
+def _put_texts(attributes: Attributes, name: str, values: tuple[str, ...]) -> None:
+    if values:
+        attributes[name] = tuple(map(encodable, values))
+
+
+def _put_int(attributes: Attributes, name: str, value: int | None) -> None:
+    """Set an attribute, unless its value is unknown or does not fit into OTLP's 64 bits."""
+    if value is not None and -_MAX_INT64 <= value <= _MAX_INT64:
+        attributes[name] = value
+
+
+def _arguments(process: Process, attributes: Attributes) -> None:
+    if process.argv is not None:
+        _put_text(attributes, names.PROCESS_COMMAND, next(iter(process.argv), None))
+        _put_texts(attributes, names.PROCESS_COMMAND_ARGS, process.argv)
+    elif process.arguments is not None:
+        # The conventions advise against assembling this attribute. But one string is all that Tetragon tells, and
+        # taking it apart would guess: an argument's own quotes are not escaped in it.
+        line = f"{process.binary} {process.arguments}" if process.arguments else process.binary
+        _put_text(attributes, names.PROCESS_COMMAND_LINE, line)
+    _put_int(
+        attributes,
+        names.PROCESS_ARGS_COUNT,
+        len(process.argv) if process.args_count is None and process.argv is not None else process.args_count,
+    )
+
+
+def _lineage(image: Image, attributes: Attributes) -> None:
+    """Where `image` comes from: also what is learnt after its first record."""
+    _put_text(attributes, names.PROCMON_PARENT_EXEC_ID, image.parent_exec_id)
+    _put_text(attributes, names.PROCMON_PARENT_EXECUTABLE_NAME, image.parent_name)
+    _put_text(attributes, names.PROCMON_PARENT_EXECUTABLE_PATH, image.parent_binary)
+    _put_texts(attributes, names.PROCMON_ANCESTORS, image.ancestors)
+
+
+def _entry(image: Image, attributes: Attributes) -> None:
+    if image.entry_reason is not None:
+        attributes[names.PROCMON_ENTRY_REASON] = image.entry_reason
+
+
+def _exit(event: Exit, attributes: Attributes) -> None:
+    if event.signal is None:
+        _put_int(attributes, names.PROCESS_EXIT_CODE, event.code)
+    else:
+        # waitpid knows no exit code for such an end; 128 + n is what shells make of it.
+        _put_text(attributes, names.PROCMON_EXIT_SIGNAL, event.signal)
+        if event.core_dumped is not None:
+            attributes[names.PROCMON_EXIT_CORE_DUMPED] = event.core_dumped
+        if event.oom_killed is not None:
+            attributes[names.PROCMON_EXIT_OOM_KILLED] = event.oom_killed
+    attributes[names.PROCESS_EXIT_TIME] = format_rfc3339(_time(event.time_unix_ns))
+    if event.usage is not None:
+        _usage(event.usage, attributes)
+
+
+def _usage(usage: Usage, attributes: Attributes) -> None:
+    if usage.cpu_user_ns is not None:
+        attributes[names.PROCMON_USAGE_CPU_USER] = usage.cpu_user_ns / 1e9
+    if usage.cpu_system_ns is not None:
+        attributes[names.PROCMON_USAGE_CPU_SYSTEM] = usage.cpu_system_ns / 1e9
+    _put_int(attributes, names.PROCMON_USAGE_MAX_RSS, usage.max_rss_bytes)
+    _put_int(attributes, names.PROCMON_USAGE_IO_READ, usage.read_bytes)
+    _put_int(attributes, names.PROCMON_USAGE_IO_WRITTEN, usage.written_bytes)
+
+
+def _failure(event: Exit | None) -> str | None:
+    """``error.type`` of an exit: the signal or the code; None if it did not fail."""
+    if event is None:
+        return None
+    if event.signal is not None:
+        return encodable(event.signal) or "signal"
+    return str(event.code) if event.code else None
