@@ -1,0 +1,183 @@
+"""OTLP JSON against opentelemetry-proto's own parser and the SDK's own encoder."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs as sdk_encode_logs
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans as sdk_encode_spans
+from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from otel_procmon import __version__
+from otel_procmon.convert.attributes import SCHEMA_URL
+from otel_procmon.convert.records import LogRecord, Resource, Span
+from otel_procmon.deliver.sdk import SdkRecords
+from otel_procmon.encode.otlp_json import encode_logs, encode_spans
+from otel_procmon.lineage.image import SpanRef
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+numbers = st.integers(-(2**63), 2**63 - 1)
+# JSON has one NaN; its sign and payload do not survive.
+floats = st.floats(allow_nan=False) | st.just(math.nan)
+values = st.one_of(texts, st.booleans(), numbers, floats, st.lists(texts, max_size=3).map(tuple))
+attributes = st.dictionaries(texts.filter(bool), values, max_size=4)
+times = st.integers(0, 2**63 - 1)
+trace_ids = st.binary(min_size=16, max_size=16).filter(any)
+span_ids = st.binary(min_size=8, max_size=8).filter(any)
+references = st.builds(SpanRef, trace_ids, span_ids)
+resources = st.lists(attributes, min_size=1, max_size=3).map(
+    lambda found: [Resource({**each, "number": i}, SCHEMA_URL) for i, each in enumerate(found)]
+)
+
+
+def logs(resource: st.SearchStrategy[Resource]) -> st.SearchStrategy[LogRecord]:
+    fields: dict[str, st.SearchStrategy[Any]] = {
+        "resource": resource,
+        "event_name": texts,
+        "time_unix_ns": times,
+        "observed_unix_ns": times,
+        "severity_number": st.sampled_from([9, 13]),
+        "body": texts,
+        "attributes": attributes,
+        "span": references,
+    }
+    return st.fixed_dictionaries(fields).map(lambda found: LogRecord(**found))
+
+
+def spans(resource: st.SearchStrategy[Resource]) -> st.SearchStrategy[Span]:
+    fields: dict[str, st.SearchStrategy[Any]] = {
+        "resource": resource,
+        "name": texts,
+        "span": references,
+        "parent_span_id": st.none() | span_ids,
+        "start_unix_ns": times,
+        "end_unix_ns": times,
+        "error": st.booleans(),
+        "attributes": attributes,
+        "links": st.lists(references, max_size=2),
+    }
+    return st.fixed_dictionaries(fields).map(lambda found: Span(**found))
+
+
+def parsed(line: bytes, message: Any) -> Any:
+    """`line` as a message. OTLP's only difference to protojson is undone: ids are hexadecimal there, base64 here."""
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+
+    def ids(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: base64.b64encode(bytes.fromhex(item)).decode()
+                if key in {"traceId", "spanId", "parentSpanId"}
+                else ids(item)
+                for key, item in value.items()
+            }
+        return [ids(item) for item in value] if isinstance(value, list) else value
+
+    return json_format.ParseDict(ids(json.loads(line)), message)
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """Messages as their bytes, since a NaN equals nothing."""
+    return bool(ours.SerializeToString(deterministic=True) == theirs.SerializeToString(deterministic=True))
+
+
+@given(resources.flatmap(lambda found: st.lists(logs(st.sampled_from(found)), min_size=1, max_size=6)))
+def test_logs_are_what_the_sdk_encodes(records: list[LogRecord]) -> None:
+    convert = SdkRecords()
+    theirs = sdk_encode_logs([convert.log(record) for record in records])
+    assert equal(parsed(encode_logs(records), LogsData()), theirs)
+
+
+@given(resources.flatmap(lambda found: st.lists(spans(st.sampled_from(found)), min_size=1, max_size=6)))
+def test_spans_are_what_the_sdk_encodes(records: list[Span]) -> None:
+    convert = SdkRecords()
+    theirs = sdk_encode_spans([convert.span(record) for record in records])
+    assert equal(parsed(encode_spans(records), TracesData()), theirs)
+
+
+def log_of(**fields: Any) -> LogRecord:
+    return LogRecord(
+        **{
+            "resource": Resource({"service.name": "s"}, SCHEMA_URL),
+            "event_name": "process.exec",
+            "time_unix_ns": 1_700_000_000_000_000_001,
+            "observed_unix_ns": 2,
+            "severity_number": 9,
+            "body": "line",
+            "attributes": {},
+            "span": SpanRef(b"\xab" * 16, b"\xcd" * 8),
+            **fields,
+        }
+    )
+
+
+def test_form_of_a_line() -> None:
+    assert json.loads(encode_logs([log_of(attributes={"i": 5, "b": True, "d": 0.5, "a": ("x",), "s": "t"})])) == {
+        "resourceLogs": [
+            {
+                "resource": {"attributes": [{"key": "service.name", "value": {"stringValue": "s"}}]},
+                "scopeLogs": [
+                    {
+                        "scope": {"name": "otel_procmon", "version": __version__},
+                        "logRecords": [
+                            {
+                                "timeUnixNano": "1700000000000000001",
+                                "observedTimeUnixNano": "2",
+                                "severityNumber": 9,
+                                "body": {"stringValue": "line"},
+                                "attributes": [
+                                    {"key": "i", "value": {"intValue": "5"}},
+                                    {"key": "b", "value": {"boolValue": True}},
+                                    {"key": "d", "value": {"doubleValue": 0.5}},
+                                    {"key": "a", "value": {"arrayValue": {"values": [{"stringValue": "x"}]}}},
+                                    {"key": "s", "value": {"stringValue": "t"}},
+                                ],
+                                "flags": 1,
+                                "traceId": "ab" * 16,
+                                "spanId": "cd" * 8,
+                                "eventName": "process.exec",
+                            }
+                        ],
+                        "schemaUrl": SCHEMA_URL,
+                    }
+                ],
+                "schemaUrl": SCHEMA_URL,
+            }
+        ]
+    }
+
+
+def test_one_entry_for_each_resource_object_in_order() -> None:
+    one, two = Resource({"n": "1"}, SCHEMA_URL), Resource({"n": "2"}, SCHEMA_URL)
+    records = [log_of(resource=r, body=b) for r, b in ((one, "a"), (two, "b"), (one, "c"))]
+    entries = json.loads(encode_logs(records))["resourceLogs"]
+    bodies = [[r["body"]["stringValue"] for r in e["scopeLogs"][0]["logRecords"]] for e in entries]
+    assert bodies == [["a", "c"], ["b"]]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(math.nan, '"NaN"'), (math.inf, '"Infinity"'), (-math.inf, '"-Infinity"')]
+)
+def test_numbers_that_json_does_not_have(number: float, text: str) -> None:
+    assert f'"doubleValue":{text}' in encode_logs([log_of(attributes={"x": number})]).decode()
+
+
+def test_newlines_and_controls_stay_inside_of_the_line() -> None:
+    line = encode_logs([log_of(body="a\nb\x1b[2J\u2028\x00")])
+    assert line.count(b"\n") == 1
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f]", line)
+
+
+def test_a_lone_surrogate_is_an_error_for_the_caller_to_handle() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        encode_logs([log_of(body="\ud800")])
