@@ -1,0 +1,54 @@
+"""Failures in words."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+
+from otel_procmon.deliver.trouble import sentence, shown
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("http://localhost:4318/v1/traces", "http://localhost:4318"),
+        ("https://user:secret@c.example/v1/logs?key=secret", "https://c.example"),
+        ("localhost:4317", "localhost:4317"),
+    ],
+)
+def test_endpoints_are_shown_without_secrets(endpoint: str, expected: str) -> None:
+    assert shown(endpoint) == expected
+
+
+def nested(inner: BaseException) -> Exception:
+    """As urllib3 and requests wrap it."""
+    middle = RuntimeError("Max retries exceeded")
+    middle.reason = inner  # type: ignore[attr-defined]
+    return OSError(middle)
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "connection refused"),
+        (nested(OSError(errno.EHOSTUNREACH, "x")), "no route to host"),
+        (nested(socket.gaierror(-2, "Name or service not known")), "name or service not known"),
+        (TimeoutError(), "no answer in time"),
+        (nested(ValueError("certificate verify failed")), "certificate verify failed"),
+    ],
+)
+def test_causes(cause: Exception, words: str) -> None:
+    said = sentence("http://c:1/v1/logs", [], cause)
+    assert said == f"cannot reach http://c:1 ({words}): start a Collector there or set OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+def test_exceptions_tied_in_a_ring_end() -> None:
+    one, two = RuntimeError("one"), RuntimeError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert "two" in sentence("http://c:1", [], one)
+
+
+def test_without_any_word_from_the_exporter() -> None:
+    assert sentence("http://c:1", []).startswith("cannot send to http://c:1 (the exporter does not say why)")
