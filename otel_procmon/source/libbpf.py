@@ -1,0 +1,234 @@
+"""The parts of the system's libbpf that the loader needs, by ctypes: objects, maps, programs, links, ring buffers.
+
+libbpf 1.0 or newer (``libbpf.so.1``: Debian 12, Ubuntu 24.04, Fedora 38 and later). Since 1.0 a function that returns a
+pointer answers NULL and sets ``errno``, and one that returns an int answers the negative errno; here both become
+`BpfError`. What libbpf prints (verifier logs included) is kept, not shown: `Library.messages`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections import deque
+from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SONAME = "libbpf.so.1"
+_MESSAGES_MAX = 2000
+"""libbpf's messages kept, one each; a verifier log comes as one message."""
+
+_PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+_SAMPLE = CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LibbpfMissingError(Exception):
+    """The shared library could not be loaded; the text says why."""
+
+
+class BpfError(OSError):
+    """A call of libbpf failed. ``errno`` is the kernel's or libbpf's; ``what`` names the operation."""
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(number, f"{what}: {os.strerror(number)}")
+        self.what = what
+
+
+class Library:
+    """libbpf, loaded once."""
+
+    def __init__(self) -> None:
+        try:
+            lib = ctypes.CDLL(SONAME, use_errno=True)
+        except OSError as error:
+            raise LibbpfMissingError(str(error)) from error
+        self._lib = lib
+        self.messages: deque[str] = deque(maxlen=_MESSAGES_MAX)
+        # libbpf hands a va_list over, which only vsnprintf can read. On x86-64 and arm64 it arrives as a pointer.
+        self._print = _PRINT(self._keep_message)
+        pointers: dict[str, list[type]] = {
+            "bpf_object__open_mem": [c_char_p, c_size_t, c_void_p],
+            "bpf_object__find_map_by_name": [c_void_p, c_char_p],
+            "bpf_object__find_program_by_name": [c_void_p, c_char_p],
+            "bpf_map__initial_value": [c_void_p, POINTER(c_size_t)],
+            "bpf_program__attach": [c_void_p],
+            "bpf_program__attach_iter": [c_void_p, c_void_p],
+            "ring_buffer__new": [c_int, _SAMPLE, c_void_p, c_void_p],
+        }
+        integers: dict[str, list[type]] = {
+            "bpf_object__load": [c_void_p],
+            "bpf_map__set_max_entries": [c_void_p, c_uint32],
+            "bpf_map__fd": [c_void_p],
+            "bpf_map_lookup_elem": [c_int, c_void_p, c_void_p],
+            "bpf_program__fd": [c_void_p],
+            "bpf_obj_get_info_by_fd": [c_int, c_void_p, POINTER(c_uint32)],
+            "bpf_link__fd": [c_void_p],
+            "bpf_link__destroy": [c_void_p],
+            "bpf_iter_create": [c_int],
+            "ring_buffer__poll": [c_void_p, c_int],
+            "ring_buffer__consume": [c_void_p],
+            "libbpf_num_possible_cpus": [],
+        }
+        nothing: dict[str, list[type]] = {
+            "bpf_object__close": [c_void_p],
+            "ring_buffer__free": [c_void_p],
+        }
+        for restype, functions in ((c_void_p, pointers), (c_int, integers), (None, nothing)):
+            for name, argtypes in functions.items():
+                function = getattr(lib, name)
+                function.argtypes = argtypes
+                function.restype = restype
+        lib.libbpf_set_print.argtypes = [_PRINT]
+        lib.libbpf_set_print.restype = c_void_p
+        lib.libbpf_set_print(self._print)
+
+    def _keep_message(self, level: int, text: bytes, arguments: int) -> int:
+        del level
+        size = 1 << 20
+        buffer = ctypes.create_string_buffer(size)
+        _libc.vsnprintf(buffer, c_size_t(size), c_char_p(text), c_void_p(arguments))
+        self.messages.append(buffer.value.decode(errors="replace").rstrip("\n"))
+        return 0
+
+    def pointer(self, name: str, *arguments: object) -> int:
+        """Call a function that returns a pointer; NULL raises."""
+        result: int | None = getattr(self._lib, name)(*arguments)
+        if not result:
+            raise BpfError(ctypes.get_errno() or errno.ENOENT, name)
+        return result
+
+    def integer(self, name: str, *arguments: object) -> int:
+        """Call a function that returns an int; a negative one raises."""
+        result: int = getattr(self._lib, name)(*arguments)
+        if result < 0:
+            raise BpfError(-result, name)
+        return result
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Call a function that returns nothing."""
+        getattr(self._lib, name)(*arguments)
+
+    def possible_cpus(self) -> int:
+        """How many CPUs per-CPU maps have a value for."""
+        return self.integer("libbpf_num_possible_cpus")
+
+
+class BpfObject:
+    """One compiled object: opened, then configured, loaded and attached by its owner, then closed."""
+
+    def __init__(self, library: Library, elf: bytes) -> None:
+        self._lib = library
+        self._links: list[int] = []
+        self._object: int | None = library.pointer("bpf_object__open_mem", elf, len(elf), None)
+
+    def map(self, name: str) -> int:
+        """The map's handle."""
+        return self._lib.pointer("bpf_object__find_map_by_name", self._object, name.encode())
+
+    def map_fd(self, name: str) -> int:
+        """The loaded map's file descriptor."""
+        return self._lib.integer("bpf_map__fd", self.map(name))
+
+    def set_max_entries(self, name: str, entries: int) -> None:
+        """Size a map, before load."""
+        self._lib.integer("bpf_map__set_max_entries", self.map(name), entries)
+
+    def set_rodata(self, value: bytes) -> None:
+        """Overwrite the beginning of the program's read-only data, before load."""
+        size = c_size_t()
+        address = self._lib.pointer("bpf_map__initial_value", self.map(".rodata"), byref(size))
+        if len(value) > size.value:
+            raise ValueError(f"{len(value)} bytes of configuration for {size.value} bytes of .rodata")
+        ctypes.memmove(address, value, len(value))
+
+    def load(self) -> None:
+        """Verify and load maps and programs."""
+        self._lib.integer("bpf_object__load", self._object)
+
+    def program(self, name: str) -> int:
+        """The program's handle."""
+        return self._lib.pointer("bpf_object__find_program_by_name", self._object, name.encode())
+
+    def attach(self, name: str) -> None:
+        """Attach a program to what its section names."""
+        self._links.append(self._lib.pointer("bpf_program__attach", self.program(name)))
+
+    def detach(self) -> None:
+        """Undo every attach."""
+        while self._links:
+            self._lib.integer("bpf_link__destroy", self._links.pop())
+
+    def iterate(self, name: str) -> bytes:
+        """Run an iterator program once over everything and return what it wrote."""
+        link = self._lib.pointer("bpf_program__attach_iter", self.program(name), None)
+        try:
+            fd = self._lib.integer("bpf_iter_create", self._lib.integer("bpf_link__fd", link))
+            with os.fdopen(fd, "rb", buffering=0) as stream:
+                return stream.read()
+        finally:
+            self._lib.integer("bpf_link__destroy", link)
+
+    def lookup_per_cpu(self, name: str, value_size: int) -> list[bytes]:
+        """The values of key 0 of a per-CPU array, one for each possible CPU. `value_size` is a multiple of 8."""
+        cpus = self._lib.possible_cpus()
+        values = ctypes.create_string_buffer(value_size * cpus)
+        key = c_uint32(0)
+        self._lib.integer("bpf_map_lookup_elem", self.map_fd(name), byref(key), values)
+        return [values.raw[cpu * value_size : (cpu + 1) * value_size] for cpu in range(cpus)]
+
+    def recursion_misses(self, name: str) -> int:
+        """How often the kernel left a program out because it was already running on that CPU; 0 if it cannot tell."""
+        # struct bpf_prog_info of include/uapi/linux/bpf.h: recursion_misses (Linux 5.12) is at byte 208.
+        info = ctypes.create_string_buffer(256)
+        size = c_uint32(len(info))
+        fd = self._lib.integer("bpf_program__fd", self.program(name))
+        self._lib.integer("bpf_obj_get_info_by_fd", fd, info, byref(size))
+        offset = 208
+        if size.value < offset + 8:
+            return 0
+        return c_uint64.from_buffer(info, offset).value
+
+    def close(self) -> None:
+        """Detach and unload."""
+        self.detach()
+        if self._object is not None:
+            self._lib.call("bpf_object__close", self._object)
+            self._object = None
+
+
+class RingBuffer:
+    """The reading end of a ring buffer map. `receive` gets each record's bytes; it must not raise."""
+
+    def __init__(self, library: Library, map_fd: int, receive: Callable[[bytes], object]) -> None:
+        self._lib = library
+        string_at = ctypes.string_at
+
+        def sample(context: int, data: int, size: int) -> int:  # noqa: ARG001
+            receive(string_at(data, size))
+            return 0
+
+        self._sample = _SAMPLE(sample)
+        self._ring: int | None = library.pointer("ring_buffer__new", map_fd, self._sample, None, None)
+
+    def consume(self) -> int:
+        """Receive everything that waits, without waiting for more. Returns how many records that was."""
+        return self._lib.integer("ring_buffer__consume", self._ring)
+
+    def poll(self, timeout_s: float) -> int:
+        """Wait for a wakeup (the program gives one when the ring fills up), and receive what waits by then."""
+        try:
+            return self._lib.integer("ring_buffer__poll", self._ring, int(timeout_s * 1000))
+        except BpfError as error:
+            if error.errno == errno.EINTR:
+                return 0
+            raise
+
+    def close(self) -> None:
+        """Unmap the ring."""
+        if self._ring is not None:
+            self._lib.call("ring_buffer__free", self._ring)
+            self._ring = None
