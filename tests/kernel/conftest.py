@@ -1,0 +1,34 @@
+"""What every test on the running kernel needs: a check that it can run here, and a running agent.
+
+`running_agent` is a fixture that gives a context manager (`truth.running.run_agent`)::
+
+    with running_agent(tmp_path, "--pid", "1") as agent:
+        subprocess.run(["true"], check=True)
+    assert agent.logs()
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.truth.running import RunningAgent, cannot_run, run_agent
+
+BTF = Path("/sys/kernel/btf/vmlinux")
+
+
+@pytest.fixture(scope="session")
+def require_kernel() -> None:
+    """Skip the test where no BPF program can be loaded, or fail it where PROCMON_REQUIRE contains ``kernel``."""
+    if os.geteuid() != 0:
+        cannot_run("kernel", "BPF programs need root")
+    if not BTF.exists():
+        cannot_run("kernel", f"this kernel has no BTF ({BTF})")
+
+
+@pytest.fixture(scope="session")
+def running_agent(require_kernel: None) -> RunningAgent:
+    """`run_agent`, where a BPF program can be loaded."""
+    return run_agent

@@ -1,0 +1,133 @@
+"""A running agent for the tests on the kernel, and what a test does where it cannot run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import pytest
+
+from tests.kernel.truth.otlp import Log, Span, read_logs, read_spans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+START_SECONDS = 60
+STOP_SECONDS = 120
+"""Bounds after which waiting fails; nothing takes that long unless something is broken."""
+
+
+def cannot_run(tier: str, reason: str) -> NoReturn:
+    """Skip with `reason`, or fail where the environment variable PROCMON_REQUIRE names `tier`."""
+    if tier in re.split(r"[\s,]+", os.environ.get("PROCMON_REQUIRE", "")):
+        pytest.fail(f"PROCMON_REQUIRE={os.environ['PROCMON_REQUIRE']}, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+class AgentError(Exception):
+    """The agent did not start, or did not stop as it should. The message holds what it wrote to stderr."""
+
+
+class Agent:
+    """A running `otel-procmon run`, and what it wrote."""
+
+    def __init__(self, process: subprocess.Popen[bytes], records: Path, stdout: Path, stderr: Path) -> None:
+        self.process = process
+        self.records = records
+        """The OTLP JSON file."""
+        self._stdout = stdout
+        self._stderr = stderr
+
+    @property
+    def stdout(self) -> str:
+        """What it has written to its standard output so far."""
+        return self._stdout.read_text(errors="backslashreplace")
+
+    @property
+    def stderr(self) -> str:
+        """What it has written to its standard error so far."""
+        return self._stderr.read_text(errors="backslashreplace")
+
+    def logs(self) -> list[Log]:
+        """The log records that it has written so far: all of them after the ``with`` block."""
+        return read_logs(self.records)
+
+    def spans(self) -> list[Span]:
+        """The spans that it has written so far: all of them after the ``with`` block."""
+        return read_spans(self.records)
+
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
+        """Wait for `condition`; AgentError naming `what` if the agent ends first, or after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None and not condition():
+                raise AgentError(self._account(f"the agent exited {self.process.returncode} before {what}"))
+            if time.monotonic() > deadline:
+                raise AgentError(self._account(f"the agent is not done in {seconds} s: {what}"))
+            time.sleep(0.02)
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        """Send the signal and wait. AgentError unless it exits 0. Does nothing if it has been stopped before."""
+        if self.process.returncode is not None:
+            return
+        self.process.send_signal(signal_number)
+        try:
+            code = self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AgentError(self._account(f"the agent did not stop in {STOP_SECONDS} s")) from None
+        if code != 0:
+            raise AgentError(self._account(f"the agent exited {code}"))
+
+    def kill(self) -> None:
+        """End it at once, whatever its state."""
+        self.process.kill()
+        self.process.wait()
+
+    def _account(self, message: str) -> str:
+        return f"{message}\n--- its stderr:\n{self.stderr}"
+
+
+class RunningAgent(Protocol):
+    """The type of the `running_agent` fixture, for annotations."""
+
+    def __call__(
+        self, directory: Path, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[Agent]:
+        """Run the agent with `arguments` and `env` (added to this process's); its files go into `directory`."""
+
+
+@contextmanager
+def run_agent(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Agent]:
+    """`otel-procmon run` of this Python, attached when the block begins; stopped with SIGTERM after it.
+
+    Raises AgentError if it does not attach, or does not exit 0. May be used many times with one directory: each run
+    gets its own files.
+    """
+    run = sum(1 for _ in directory.glob("agent-*.jsonl"))
+    records, stdout, stderr = (directory / f"agent-{run}.{suffix}" for suffix in ("jsonl", "stdout", "stderr"))
+    records.touch()
+    with stdout.open("wb") as out, stderr.open("wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "otel_procmon", "run", "-o", f"otlp-json:{records}", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, **(env or {})},
+        )
+    agent = Agent(process, records, stdout, stderr)
+    try:
+        agent.wait_until(lambda: "capturing" in agent.stderr, "it was capturing")
+        yield agent
+        agent.stop()
+    finally:
+        if process.poll() is None:
+            agent.kill()
