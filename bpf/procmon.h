@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The wire contract: what the BPF program writes and otel_procmon/decode/wire.py reads.
+ * The wire contract: what the BPF program writes and otel_procmon/wire.py reads.
  *
  * All fields are little-endian and naturally aligned; the structs have no implicit padding. A test that needs no root
  * compares this layout, from the compiled object's BTF, with the decoder's. Whoever changes it raises

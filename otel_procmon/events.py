@@ -50,6 +50,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     """When the image began: its exec, or its fork where no exec followed."""
     creation_unix_ns: int | None = None
     """When the process was forked. Tetragon does not tell."""
+    boot_start_ns: int | None = None
+    """The kernel's ``start_boottime``: with the pid, the identity of the process. Tetragon does not tell."""
     flags: tuple[str, ...] = ()
     """Tetragon's words: execve, clone, rootcwd, procFS, nocwd, errorCWD, truncArgs, …"""
     argv: tuple[str, ...] | None = None
@@ -62,6 +64,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     """What really runs, where `binary` does not tell: the path behind a file descriptor, a memfd."""
     executable_deleted: bool = False
     """No name in the file system leads to the executable any more."""
+    name: str | None = None
+    """The kernel's ``comm``, where no path is known: a kernel thread's, or of a process whose exec was not seen."""
     interpreter: str | None = None
     """The program that runs a script, as its first line names it."""
     cwd: str | None = None
@@ -115,10 +119,20 @@ class Fork(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The image of the child's parent, at this moment."""
     pid: int
     parent_pid: int
+    boot_start_ns: int | None = None
+    creation_unix_ns: int | None = None
     vpid: int | None = None
     parent_is_kernel_thread: bool = False
     name: str | None = None
     """The kernel's ``comm``; all that is known where the parent is unknown."""
+    session_id: int | None = None
+    """Like all that follows, the child's at the fork, and so its parent's at that moment."""
+    tty: bool | None = None
+    uid: int | None = None
+    gid: int | None = None
+    euid: int | None = None
+    egid: int | None = None
+    auid: int | None = None
 
 
 class Exec(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +160,7 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     observed_unix_ns: int
     exec_id: str
     pid: int
+    boot_start_ns: int | None = None
     code: int | None
     """Exit status 0 to 255; None where a signal ended the process, or the source does not tell."""
     signal: str | None = None

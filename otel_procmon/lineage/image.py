@@ -116,4 +116,4 @@ def executable_name(process: Process) -> str:
     """Last component of what `process` runs, of a script the script's, of a memfd its name; ``""`` if unknown."""
     path = process.executable or process.binary
     name = path.rstrip("/").rpartition("/")[2]
-    return name or path
+    return name or path or process.name or ""

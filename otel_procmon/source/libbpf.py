@@ -12,14 +12,12 @@ import errno
 import os
 from collections import deque
 from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SONAME = "libbpf.so.1"
 _MESSAGES_MAX = 2000
 """libbpf's messages kept, one each; a verifier log comes as one message."""
+
+_STOP = errno.ECANCELED
 
 _PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _SAMPLE = CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
@@ -201,31 +199,40 @@ class BpfObject:
 
 
 class RingBuffer:
-    """The reading end of a ring buffer map. `receive` gets each record's bytes; it must not raise."""
+    """The reading end of a ring buffer map."""
 
-    def __init__(self, library: Library, map_fd: int, receive: Callable[[bytes], object]) -> None:
+    def __init__(self, library: Library, map_fd: int) -> None:
         self._lib = library
+        self._records: list[bytes] = []
+        self._limit = 0
         string_at = ctypes.string_at
 
         def sample(context: int, data: int, size: int) -> int:  # noqa: ARG001
-            receive(string_at(data, size))
-            return 0
+            records = self._records
+            records.append(string_at(data, size))
+            # libbpf takes this record as consumed, and stops.
+            return 0 if len(records) < self._limit else -_STOP
 
         self._sample = _SAMPLE(sample)
         self._ring: int | None = library.pointer("ring_buffer__new", map_fd, self._sample, None, None)
 
-    def consume(self) -> int:
-        """Receive everything that waits, without waiting for more. Returns how many records that was."""
-        return self._lib.integer("ring_buffer__consume", self._ring)
+    def read(self, timeout_s: float, limit: int) -> list[bytes]:
+        """Records that wait, `limit` at most.
 
-    def poll(self, timeout_s: float) -> int:
-        """Wait for a wakeup (the program gives one when the ring fills up), and receive what waits by then."""
+        Waits up to `timeout_s` for a wakeup, which the program gives only when the ring fills up; then takes what is
+        there, wakeup or not.
+        """
+        self._limit = limit
         try:
-            return self._lib.integer("ring_buffer__poll", self._ring, int(timeout_s * 1000))
+            if timeout_s > 0:
+                self._lib.integer("ring_buffer__poll", self._ring, int(timeout_s * 1000))
+            self._lib.integer("ring_buffer__consume", self._ring)
         except BpfError as error:
-            if error.errno == errno.EINTR:
-                return 0
-            raise
+            # A signal ends the waiting, so that its handler can run.
+            if error.errno not in (_STOP, errno.EINTR):
+                raise
+        records, self._records = self._records, []
+        return records
 
     def close(self) -> None:
         """Unmap the ring."""

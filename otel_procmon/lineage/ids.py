@@ -1,0 +1,51 @@
+"""Identities: an image's ``exec_id``, and the span and trace ids that are hashes of it.
+
+They depend on nothing but the kernel's own numbers, the node's name and the boot. So an agent that restarts gives the
+same ids again, a child can name its parent's span before that exists, and sending twice is harmless.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from otel_procmon.lineage.image import Image
+
+
+def make_exec_id(node: str, boot_start_ns: int, generation: int, pid: int) -> str:
+    """``base64("<node>:<ns>:<pid>")``, as in Tetragon.
+
+    ``<ns>`` is the process's ``start_boottime`` plus how often it has exec'd (``self_exec_id``), so that two images of
+    one process differ.
+    """
+    return b64encode(f"{node}:{boot_start_ns + generation}:{pid}".encode("utf-8", "surrogateescape")).decode()
+
+
+class SpanIds:
+    """Span and trace ids of images, 8 and 16 bytes, never zero.
+
+    `boot_id` keeps two boots of one host apart, on which pids and times since boot may be the same; for events of other
+    hosts, whose boot is not known, it is empty.
+    """
+
+    def __init__(self, boot_id: str) -> None:
+        self._key = blake2b(boot_id.encode(), digest_size=16).digest()
+
+    def span_id(self, exec_id: str) -> bytes:
+        """The id of the span that tells of an image, or that opens it."""
+        return self._hash(exec_id, b"span", 8)
+
+    def life_span_id(self, image: Image) -> bytes:
+        """The id of the second span of an image that had an opening span."""
+        return self._hash(image.exec_id, b"life", 8)
+
+    def trace_id(self, exec_id: str) -> bytes:
+        """The id of the trace that begins at an image."""
+        return self._hash(exec_id, b"trace", 16)
+
+    def _hash(self, exec_id: str, purpose: bytes, size: int) -> bytes:
+        text = exec_id.encode("utf-8", "surrogatepass")
+        digest = blake2b(text, digest_size=size, key=self._key, person=purpose).digest()
+        return digest if any(digest) else b"\1".rjust(size, b"\0")

@@ -1,0 +1,225 @@
+"""The kernel as a source: loads the BPF program, and reads its records.
+
+What can go wrong when it starts becomes one sentence with the cause and the remedy (`SourceError`); what libbpf and the
+verifier had to say is in `EbpfSource.messages`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from otel_procmon.source.errors import SourceError
+from otel_procmon.source.libbpf import BpfError, BpfObject, LibbpfMissingError, Library, RingBuffer
+from otel_procmon.source.procfs import read_strings
+from otel_procmon.wire import EXEC_STRUCT, Field, Head, Kind, pack_task, read_head, split_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_procmon.config import Capture
+
+CONFIG: Final = (("wake_bytes", "Q"), ("args_max_bytes", "I"), ("cpus", "I"))
+"""``struct procmon_config``."""
+
+COUNTERS: Final = (("made", "5Q"), ("lost_ring_full", "5Q"), ("lost_no_buffer", "5Q"))
+"""``struct procmon_counters``, one for each CPU; by kind, of which 0 is none."""
+
+BUFFERS_PER_CPU: Final = 2
+"""As in ``procmon.bpf.c``."""
+
+BTF: Final = Path("/sys/kernel/btf/vmlinux")
+LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
+PROC: Final = Path("/proc")
+
+_PROGRAMS: Final = ("on_fork", "on_exec", "on_exit")
+"""In the order in which they are attached: an exec or exit that is seen had its fork seen or is in the snapshot."""
+_ITERATOR: Final = "on_task"
+_READ_LIMIT: Final = 8192
+"""Records taken at one go, so that what is read is bounded while the machine forks as fast as it can."""
+
+_CONFIG: Final = struct.Struct("<" + "".join(format_ for _, format_ in CONFIG))
+_COUNTERS: Final = struct.Struct("<" + "".join(format_ for _, format_ in COUNTERS))
+
+
+class KindCounts(NamedTuple):
+    """What the kernel side counted of one kind of record."""
+
+    made: int
+    """How many were due."""
+    lost_ring_full: int
+    lost_no_buffer: int
+
+
+def object_bytes() -> bytes:
+    """The compiled BPF object that is part of the package."""
+    return resources.files("otel_procmon.source").joinpath("procmon.bpf.o").read_bytes()
+
+
+class EbpfSource:
+    """Records of every fork, exec and exit on this host, as ``bpf/procmon.h`` describes them."""
+
+    def __init__(self, capture: Capture, *, proc: Path = PROC) -> None:
+        self._capture = capture
+        self._proc = proc
+        self._library: Library | None = None
+        self._object: BpfObject | None = None
+        self._ring: RingBuffer | None = None
+        self._counts: dict[Kind, KindCounts] = {}
+        self._misses = 0
+        self._more_waits = False
+
+    @property
+    def messages(self) -> list[str]:
+        """What libbpf said, the verifier's log included."""
+        return list(self._library.messages) if self._library is not None else []
+
+    def open(self) -> None:
+        """Load and attach. Raises `SourceError`."""
+        if sys.byteorder != "little":
+            raise SourceError("The BPF program is built for little-endian machines only, and this is not one.")
+        try:
+            self._library = Library()
+        except LibbpfMissingError as error:
+            raise SourceError(
+                f"libbpf 1.0 or newer is missing ({error}): on Debian and Ubuntu, apt-get install libbpf1."
+            ) from error
+        if not BTF.exists():
+            raise SourceError(
+                f"This kernel gives no type information ({BTF} is missing): boot one that was built with "
+                "CONFIG_DEBUG_INFO_BTF=y, as those of Debian since 11 and Ubuntu since 20.10 are."
+            )
+        try:
+            self._load(self._library)
+        except BpfError as error:
+            messages = self.messages
+            self.close()
+            raise SourceError(_sentence(error, messages)) from error
+
+    def _load(self, library: Library) -> None:
+        cpus = library.possible_cpus()
+        bpf = self._object = BpfObject(library, object_bytes())
+        ring_bytes = self._capture.ring_bytes
+        wake_bytes = int(ring_bytes * self._capture.wake_fraction)
+        bpf.set_max_entries("ring", ring_bytes)
+        bpf.set_max_entries("buffers", BUFFERS_PER_CPU * cpus)
+        bpf.set_rodata(_CONFIG.pack(wake_bytes, self._capture.arguments_max_bytes, cpus))
+        bpf.load()
+        self._ring = RingBuffer(library, bpf.map_fd("ring"))
+        for program in _PROGRAMS:
+            bpf.attach(program)
+
+    def read(self, timeout_s: float) -> list[bytes]:
+        """Records that wait. Waits up to `timeout_s`, less when the ring fills up. Raises `SourceError`."""
+        assert self._ring is not None
+        try:
+            records = self._ring.read(0 if self._more_waits else timeout_s, _READ_LIMIT)
+        except BpfError as error:
+            raise SourceError(f"The ring buffer cannot be read any more: {error}.") from error
+        self._more_waits = len(records) >= _READ_LIMIT
+        return records
+
+    def snapshot(self, is_known: Callable[[bytes], bool]) -> list[bytes]:
+        """A record of every process that runs now. Raises `SourceError`.
+
+        The strings that only ``/proc`` has are read for those that `is_known` does not know. A process that runs
+        another program by the time they are read is marked as unread, for they may be the other program's.
+        """
+        records = self._iterate()
+        heads = [read_head(record) for record in records]
+        told = [
+            None
+            if is_known(record)
+            else read_strings(self._proc, head, record[EXEC_STRUCT.size :], self._capture.arguments_max_bytes)
+            for record, head in zip(records, heads, strict=True)
+        ]
+        unchanged = {_image(read_head(record)) for record in self._iterate()}
+        for index, (head, found) in enumerate(zip(heads, told, strict=True)):
+            if found is None:
+                continue
+            now, strings, args_count = found
+            if _image(head) not in unchanged:
+                now = head._replace(unread=int(head.unread | Field.FILENAME | Field.CWD | Field.ARGS))
+                strings, args_count = strings._replace(filename=b"", cwd=b"", args=b""), 0
+            records[index] = pack_task(now, strings, len(strings.args), args_count)
+        return records
+
+    def _iterate(self) -> list[bytes]:
+        assert self._object is not None
+        try:
+            return split_tasks(self._object.iterate(_ITERATOR))
+        except BpfError as error:
+            raise SourceError(f"The running processes cannot be listed: {error}.") from error
+
+    def counts(self) -> dict[Kind, KindCounts]:
+        """What the kernel side counted, by kind: exact at any time, with no record needed to tell of a loss."""
+        if self._object is not None:
+            values = [_COUNTERS.unpack(value) for value in self._object.lookup_per_cpu("counters", _COUNTERS.size)]
+            kinds = len(values[0]) // len(COUNTERS)
+            sums = [sum(column) for column in zip(*values, strict=True)]
+            self._counts = {kind: KindCounts(*sums[kind::kinds]) for kind in (Kind.FORK, Kind.EXEC, Kind.EXIT)}
+            self._misses = sum(self._object.recursion_misses(program) for program in _PROGRAMS)
+        return self._counts
+
+    def misses(self) -> int:
+        """How many runs of a program the kernel left out, because it ran already on that CPU; as of `counts`."""
+        return self._misses
+
+    def detach(self) -> None:
+        """No more records are made; those that wait can still be read."""
+        if self._object is not None:
+            self._object.detach()
+
+    def close(self) -> None:
+        """Unload everything."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        if self._object is not None:
+            self._object.close()
+            self._object = None
+
+
+def _image(head: Head) -> tuple[int, int, int]:
+    return head.pid, head.start_ns, head.generation
+
+
+def _sentence(error: BpfError, messages: list[str]) -> str:
+    """What is wrong and what to do, from the errno and what is known of this host."""
+    if error.errno in (errno.EPERM, errno.EACCES):
+        if os.geteuid() != 0:
+            return (
+                "Loading a BPF program needs root, or the capabilities BPF, PERFMON and SYS_RESOURCE: run it by sudo."
+            )
+        if "[confidentiality]" in _lockdown():
+            return (
+                "This kernel is locked down (lockdown=confidentiality), so that no program may read its memory: boot "
+                "with lockdown=integrity or none."
+            )
+        if not any("processed" in message and "insns" in message for message in messages):
+            return (
+                f"The kernel does not allow BPF programs here ({error}): in a container, add the capabilities BPF, "
+                "PERFMON and SYS_RESOURCE, or run it privileged."
+            )
+    if error.what == "bpf_object__load":
+        return (
+            f"This kernel does not take the BPF program ({os.strerror(error.errno or 0)}; {_kernel()}): Linux 5.10 or "
+            "newer is needed; otel-procmon doctor --verbose shows what its verifier says."
+        )
+    return f"The BPF program cannot be attached ({error}; {_kernel()}): see otel-procmon doctor --verbose."
+
+
+def _lockdown() -> str:
+    try:
+        return LOCKDOWN.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+
+
+def _kernel() -> str:
+    return f"Linux {os.uname().release}"
