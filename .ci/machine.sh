@@ -1,0 +1,106 @@
+# shellcheck shell=bash
+#
+# What a machine must have: for examples/quickstart.sh, tests/run.sh and .ci/run, which source it.
+#
+# What is missing is installed with apt where that can be done (root, and apt-get is there), and nothing else is touched.
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+
+die() {
+	say "$@"
+	exit 1
+}
+
+can_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
+# install_packages PACKAGE…
+install_packages() {
+	say "installing $*"
+	DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2 &&
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >/dev/null
+}
+
+# good_python PROGRAM: is it Python 3.10 or newer, and does its venv module work?
+good_python() {
+	"$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+}
+
+# Prints the newest Python that will do.
+find_python() {
+	local candidate
+	for candidate in python3.14 python3.13 python3.12 python3.11 python3.10 python3 /usr/bin/python3; do
+		if good_python "$candidate"; then
+			echo "$candidate"
+			return
+		fi
+	done
+	return 1
+}
+
+# Sets PYTHON, the Python to make virtual environments with, unless it is set; installs one if need be.
+require_python() {
+	if [ -n "${PYTHON:-}" ]; then
+		good_python "$PYTHON" || die "PYTHON=$PYTHON is not a Python 3.10 or newer whose venv module works"
+		return
+	fi
+	if ! PYTHON=$(find_python); then
+		can_install ||
+			die "there is no Python 3.10 or newer with a working venv module: apt-get install python3 python3-venv," \
+				"or name one with PYTHON=/path/to/python3"
+		install_packages python3 python3-venv || die "apt could not install python3 and python3-venv: see above"
+		PYTHON=$(find_python) ||
+			die "this system's $(python3 --version) is too old: install Python 3.10 or newer, with its venv module," \
+				"and name it with PYTHON=/path/to/python3"
+	fi
+}
+
+has_libbpf() { "$PYTHON" -c 'import ctypes; ctypes.CDLL("libbpf.so.1")' 2>/dev/null; }
+
+# Installs libbpf 1 if need be; fails, with the remedy, where the distribution does not have it. Needs PYTHON.
+require_libbpf() {
+	if has_libbpf; then
+		return
+	fi
+	if can_install; then
+		install_packages libbpf1 2>/dev/null || true
+		if has_libbpf; then
+			return
+		fi
+	fi
+	say "libbpf.so.1 (libbpf 1.0 or newer) is missing. Debian 12 and Ubuntu 24.04: apt-get install libbpf1." \
+		"Ubuntu 22.04 has only libbpf0, which is too old; build libbpf 1 beside it, as root:"
+	cat >&2 <<-'END'
+		    apt-get install -y git make gcc libc6-dev pkg-config libelf-dev zlib1g-dev
+		    git clone --depth 1 --branch v1.4.7 https://github.com/libbpf/libbpf
+		    make -C libbpf/src install_uapi_headers install LIBDIR=/usr/local/lib && ldconfig
+	END
+	return 1
+}
+
+# A virtual environment that works: its Python starts and has pip.
+good_venv() { "$1/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
+
+# make_venv DIRECTORY: make it unless it works already. Needs PYTHON.
+make_venv() {
+	if good_venv "$1"; then
+		return
+	fi
+	if [ -e "$1" ] && [ ! -e "$1/pyvenv.cfg" ]; then
+		die "$1 is in the way, and is not a virtual environment: move it"
+	fi
+	say "making the virtual environment $1 with $("$PYTHON" --version) ($PYTHON)"
+	"$PYTHON" -m venv --clear "$1" || die "$PYTHON could not make the virtual environment $1: see above"
+}
+
+# build_wheel ROOT PYTHON DIRECTORY: the package at ROOT as a wheel in DIRECTORY. From a copy: setuptools would leave
+# its build directory, which is root's then and whose old files get into the next wheel.
+build_wheel() {
+	local copy
+	copy=$(mktemp -d)
+	cp -R "$1/otel_procmon" "$1/pyproject.toml" "$copy"
+	cp "$1"/README.md "$1"/LICENSE "$copy" 2>/dev/null || true
+	"$2" -m pip wheel -q --no-deps -w "$3" "$copy"
+	local status=$?
+	rm -rf "$copy"
+	return $status
+}

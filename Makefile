@@ -1,0 +1,55 @@
+SHELL := /bin/bash
+# `make` says what there is. VENV names the virtual environment to work in.
+
+VENV ?= .venv
+PYTHON ?= $(VENV)/bin/python
+# Where `docs` writes: a check writes elsewhere, and compares.
+INTO ?= .
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test unit kernel lint format docs bpf bpf-check clean
+
+help: ## what there is
+	@awk -F ': ## ' '/^[a-z-]+: ## /{printf "%-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: ## make .venv, with the package (editable) and everything for working on it
+	. .ci/machine.sh && require_python && make_venv $(VENV)
+	$(BIN)/python -m pip install -q -e '.[dev]'
+
+run: ## run the agent, as root: events on the terminal and in procmon.otlp.jsonl
+	examples/quickstart.sh
+
+test: ## all checks and tests that can run here, against a built wheel
+	tests/run.sh
+
+unit: ## the unit tier, in .venv
+	$(BIN)/pytest tests/unit
+
+kernel: ## the kernel tier, in .venv, as root; nothing may be skipped
+	PROCMON_REQUIRE=kernel $(BIN)/pytest tests/kernel
+
+lint: ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: ## let ruff format, and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: ## generate docs/attributes.md, docs/configuration.md and examples/otel-procmon.yaml
+	mkdir -p $(INTO)/docs $(INTO)/examples
+	$(PYTHON) -m otel_procmon.convert.attributes > $(INTO)/docs/attributes.md
+	$(PYTHON) -m otel_procmon.config > $(INTO)/docs/configuration.md
+	$(PYTHON) -m otel_procmon.config example > $(INTO)/examples/otel-procmon.yaml
+
+bpf: ## compile the BPF object, which is committed (Debian 12: clang llvm libbpf-dev)
+	$(MAKE) -C bpf
+
+bpf-check: ## is the committed BPF object what bpf/ compiles to?
+	$(MAKE) -C bpf check
+
+clean: ## remove what building and testing leave; virtual environments stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find otel_procmon tests -name __pycache__ -type d -prune -exec rm -rf {} +
