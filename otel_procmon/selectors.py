@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _TOKEN = re.compile(r"\s*(?:([(),])|(==|!=|=|!|>|<)|([^\s(),=!<>]+))")
-_KEY = re.compile(r"(?:[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_DNS_LABEL = "[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
+_KEY = re.compile(
+    rf"(?:(?=[^/]{{1,253}}/){_DNS_LABEL}(?:\.{_DNS_LABEL})*/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?"
+)
 _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _SETS = {"in", "notin"}
 
@@ -106,20 +109,19 @@ def _value(tokens: list[str]) -> str:
 
 
 def _values(tokens: list[str]) -> frozenset[str]:
-    """``(a, b)``: at least one value; an empty one is a value too."""
+    """``(a, b)``; an empty value is one too, and ``()`` holds one."""
     if not tokens or tokens.pop(0) != "(":
         raise ValueError("in and notin need values in parentheses")
     values = set()
-    if tokens and tokens[0] == ")":
-        raise ValueError("in and notin need at least one value")
     while True:
-        word = ""
-        if tokens and tokens[0] not in {",", ")"}:
-            word = tokens.pop(0)
+        word = tokens.pop(0) if tokens and tokens[0] not in {",", ")"} else ""
         if not _VALUE.fullmatch(word):
             raise ValueError(f"{word!r} is no label value")
         values.add(word)
         if not tokens:
             raise ValueError("a closing parenthesis is missing")
-        if tokens.pop(0) == ")":
+        sign = tokens.pop(0)
+        if sign == ")":
             return frozenset(values)
+        if sign != ",":
+            raise ValueError(f"a comma is missing before {sign!r}")
