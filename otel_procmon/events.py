@@ -119,6 +119,7 @@ class Fork(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The image of the child's parent, at this moment."""
     pid: int
     parent_pid: int
+    node: str | None = None
     boot_start_ns: int | None = None
     creation_unix_ns: int | None = None
     vpid: int | None = None

@@ -139,6 +139,7 @@ class KernelDecoder:
             parent_exec_id=self._parent_exec_id(head) or "",
             pid=head.pid,
             parent_pid=head.parent_pid,
+            node=self._node,
             boot_start_ns=head.start_ns,
             creation_unix_ns=self._unix_ns(head.start_ns),
             vpid=head.vpid or None,

@@ -26,12 +26,15 @@ class Image:
 
     __slots__ = (
         "ancestors",
+        "children",
         "discovered",
         "end_unix_ns",
         "ended",
         "entry_reason",
         "forked_only",
+        "hearsay",
         "link",
+        "missed",
         "opened",
         "parent",
         "parent_binary",
@@ -64,8 +67,14 @@ class Image:
         """For an entry: the parent's span in the other trace."""
         self.forked_only = False
         """It has not exec'd since its fork: no process.exec is told of it."""
+        self.children = False
+        """It forked, so that others name it as their parent."""
         self.discovered = False
         """It was already running when it was first seen."""
+        self.hearsay = False
+        """Known only from what the event of another image says of it (Tetragon); no event of its own has come."""
+        self.missed = 0
+        """In how many sweeps in a row its process was not found."""
         self.opened = False
         """Its opening span was sent; its whole life becomes a second span under it."""
         self.referred = False

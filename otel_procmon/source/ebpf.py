@@ -40,7 +40,7 @@ PROC: Final = Path("/proc")
 _PROGRAMS: Final = ("on_fork", "on_exec", "on_exit")
 """In the order in which they are attached: an exec or exit that is seen had its fork seen or is in the snapshot."""
 _ITERATOR: Final = "on_task"
-_READ_LIMIT: Final = 8192
+READ_LIMIT: Final = 8192
 """Records taken at one go, so that what is read is bounded while the machine forks as fast as it can."""
 
 _CONFIG: Final = struct.Struct("<" + "".join(format_ for _, format_ in CONFIG))
@@ -118,10 +118,10 @@ class EbpfSource:
         """Records that wait. Waits up to `timeout_s`, less when the ring fills up. Raises `SourceError`."""
         assert self._ring is not None
         try:
-            records = self._ring.read(0 if self._more_waits else timeout_s, _READ_LIMIT)
+            records = self._ring.read(0 if self._more_waits else timeout_s, READ_LIMIT)
         except BpfError as error:
             raise SourceError(f"The ring buffer cannot be read any more: {error}.") from error
-        self._more_waits = len(records) >= _READ_LIMIT
+        self._more_waits = len(records) >= READ_LIMIT
         return records
 
     def snapshot(self, is_known: Callable[[bytes], bool]) -> list[bytes]:

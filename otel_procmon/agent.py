@@ -1,0 +1,78 @@
+"""The agent: puts the stages together and runs them until there is nothing more to come, or somebody says stop.
+
+source → decode → lineage      `capture`
+→ filters                      `filters`
+→ view, convert → encode → deliver    `outputs`
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otel_procmon.capture import Capture
+    from otel_procmon.filters import Filter
+    from otel_procmon.ledger import Ledger
+    from otel_procmon.lineage.image import Happening
+    from otel_procmon.outputs import Output
+
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """One run. `stop` and `ask` may be called from a signal handler."""
+
+    def __init__(self, capture: Capture, filter_: Filter, outputs: Sequence[Output], ledger: Ledger) -> None:
+        self._capture = capture
+        self._filter = filter_
+        self._outputs = outputs
+        self._ledger = ledger
+        self._stopping = False
+        self._asked = False
+
+    def stop(self) -> None:
+        """End soon: what has happened by then is told."""
+        self._stopping = True
+
+    def ask(self) -> None:
+        """Say the ledger soon."""
+        self._asked = True
+
+    def run(self) -> None:
+        """Pass on what happens until the source ends, `stop` is called, or nobody reads any output any more.
+
+        Raises SourceError.
+        """
+        while not self._stopping:
+            happenings = self._capture.step()
+            if happenings is None:
+                break
+            self._tell(happenings)
+            if self._asked:
+                self._asked = False
+                self._capture.count()
+                _log.warning("ledger: %s", self._ledger.line())
+            if all(output.closed for output in self._outputs):
+                break
+        self._tell(self._capture.stop())
+
+    def close(self, timeout_s: float) -> str:
+        """Deliver what waits within `timeout_s`, release everything, and give the ledger's last line."""
+        for output in self._outputs:
+            output.close(timeout_s)
+        self._capture.count()
+        self._capture.close()
+        return self._ledger.line()
+
+    def _tell(self, happenings: list[Happening]) -> None:
+        if not happenings:
+            return
+        accepted = [happening for happening in happenings if self._filter.accepts(happening)]
+        self._ledger.count("filter", "passed", len(accepted))
+        self._ledger.count("filter", "filtered on purpose", len(happenings) - len(accepted))
+        if accepted:
+            for output in self._outputs:
+                output.put(accepted)

@@ -1,0 +1,304 @@
+"""From a source to what happened: read, decode, ask lineage; for each kind of source its own rules.
+
+The kernel gives events in their order, but none of what ran before: a snapshot closes that gap at the start, and a
+sweep now and then the gaps that losses left. Tetragon's events need to be put in order first.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from otel_procmon.clock import BootClock
+from otel_procmon.decode.errors import DecodeError
+from otel_procmon.decode.fields import PLACE as DECODE_TETRAGON
+from otel_procmon.decode.kernel import PLACE as DECODE_KERNEL
+from otel_procmon.decode.kernel import KernelDecoder
+from otel_procmon.decode.order import DEFAULT_MAX_WAIT_S, DEFAULT_WINDOW_NS, ReorderWindow
+from otel_procmon.decode.tetragon import decode_tetragon
+from otel_procmon.events import Discovered
+from otel_procmon.lineage.ids import SpanIds
+from otel_procmon.lineage.table import ProcessTable
+from otel_procmon.source.ebpf import READ_LIMIT
+from otel_procmon.source.recording import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_procmon.config import Config
+    from otel_procmon.events import Event
+    from otel_procmon.ledger import Ledger
+    from otel_procmon.lineage.image import Happening
+    from otel_procmon.source.ebpf import EbpfSource
+    from otel_procmon.source.recording import Host, RecordingSource, RecordingWriter
+    from otel_procmon.source.tetragon import TetragonSource
+
+_log = logging.getLogger(__name__)
+
+_ERRORS_TOLD: Final = 10
+"""Records that cannot be decoded are all counted; so many are also told one by one."""
+
+_TETRAGON_READ_S: Final = 0.1
+
+
+class Capture(Protocol):
+    """A source with its rules."""
+
+    ids: SpanIds
+
+    def step(self) -> list[Happening] | None:
+        """What happened since the last step; waits a little for it. None when there will be nothing more.
+
+        Raises SourceError.
+        """
+
+    def stop(self) -> list[Happening]:
+        """Stop making events; what had happened by then."""
+
+    def count(self) -> None:
+        """Put into the ledger what is counted elsewhere, in the kernel for instance."""
+
+    def close(self) -> None:
+        """Release everything."""
+
+
+class _Troubles:
+    """Says what could not be decoded: the first few, with their places."""
+
+    def __init__(self, place: str, ledger: Ledger) -> None:
+        self._place = place
+        self._ledger = ledger
+        self._told = 0
+
+    def note(self, error: DecodeError) -> None:
+        self._ledger.count(self._place, "lost: malformed")
+        self._told += 1
+        if self._told <= _ERRORS_TOLD:
+            _log.warning("%s", error)
+        if self._told == _ERRORS_TOLD:
+            _log.warning("more errors of this kind are only counted")
+
+
+class _Records:
+    """Records of the kernel through the decoder and the process table; live or from a recording."""
+
+    def __init__(
+        self, host: Host, clock: BootClock, observed_unix_ns: Callable[[], int], config: Config, ledger: Ledger
+    ) -> None:
+        self.ids = SpanIds(host.boot_id)
+        self.clock = clock
+        self.table = ProcessTable(self.ids, config.trace, config.lineage, ledger)
+        self._decoder = KernelDecoder(
+            host.node, unix_ns=clock.unix_ns, observed_unix_ns=observed_unix_ns, page_bytes=host.page_bytes
+        )
+        self._ledger = ledger
+        self._troubles = _Troubles(DECODE_KERNEL, ledger)
+
+    def is_known(self, record: bytes) -> bool:
+        """Whether the image that a record of the task iterator is about is in the table."""
+        return self._decoder.exec_id(record) in self.table
+
+    def apply(self, batch: Batch) -> list[Happening]:
+        """What the events of `batch` mean."""
+        happenings: list[Happening] = []
+        for event in self._decoded(batch):
+            happenings += self.table.apply(event)
+        happenings += self.table.tick(batch.unix_ns)
+        return happenings
+
+    def reconcile(self, snapshot: Batch, pending: Batch) -> list[Happening]:
+        """What a snapshot and the events that were pending by its end mean."""
+        found = [event for event in self._decoded(snapshot) if isinstance(event, Discovered)]
+        began_unix_ns = self.clock.unix_ns(snapshot.boot_ns)
+        return self.table.reconcile(found, self._decoded(pending), began_unix_ns, pending.unix_ns)
+
+    def _decoded(self, batch: Batch) -> list[Event]:
+        events = []
+        for record in batch.records:
+            try:
+                events.append(self._decoder.decode(record))
+            except DecodeError as error:  # noqa: PERF203 - one bad record costs one record
+                self._troubles.note(error)
+        if not batch.is_snapshot:
+            self._ledger.count("source", "read", len(batch.records))
+        return events
+
+
+class KernelCapture:
+    """This host's kernel, live. `recording` gets every batch, if it is not None."""
+
+    def __init__(
+        self, source: EbpfSource, host: Host, config: Config, ledger: Ledger, recording: RecordingWriter | None = None
+    ) -> None:
+        self._source = source
+        self._clock = BootClock()
+        self._records = _Records(host, self._clock, time.time_ns, config, ledger)
+        self._ledger = ledger
+        self._recording = recording
+        self._poll_s = config.capture.poll_interval_ns / 1e9
+        self._snapshots = config.capture.snapshot
+        self._sweep_ns = config.lineage.sweep_interval_ns
+        self._next_sweep_boot_ns = 0
+        self.ids = self._records.ids
+
+    def running(self) -> int:
+        """How many processes run."""
+        return self._records.table.running()
+
+    def step(self) -> list[Happening]:
+        """See `Capture.step`."""
+        now_boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if self._clock.refresh():
+            _log.warning("the wall clock was set: later times follow it")
+        if self._snapshots and now_boot_ns >= self._next_sweep_boot_ns:
+            self._next_sweep_boot_ns = now_boot_ns + self._sweep_ns
+            return self._sweep()
+        return self._records.apply(self._read(self._poll_s))
+
+    def stop(self) -> list[Happening]:
+        """See `Capture.stop`."""
+        self._source.detach()
+        happenings: list[Happening] = []
+        while (batch := self._read(0)).records:
+            happenings += self._records.apply(batch)
+        return happenings
+
+    def count(self) -> None:
+        """See `Capture.count`."""
+        for kind, counts in self._source.counts().items():
+            name = kind.name.lower()
+            self._ledger.put("kernel", f"made: {name}", counts.made)
+            self._ledger.put("kernel", f"lost: ring full, {name}", counts.lost_ring_full)
+            self._ledger.put("kernel", f"lost: no buffer, {name}", counts.lost_no_buffer)
+        self._ledger.put("kernel", "lost: program was running", self._source.misses())
+
+    def close(self) -> None:
+        """See `Capture.close`."""
+        self._source.close()
+        if self._recording is not None:
+            self._recording.close()
+
+    def _read(self, wait_s: float) -> Batch:
+        records = self._source.read(wait_s)
+        batch = Batch(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns(), records)
+        self._record(batch)
+        return batch
+
+    def _sweep(self) -> list[Happening]:
+        boot_ns, unix_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns()
+        snapshot = Batch(boot_ns, unix_ns, self._source.snapshot(self._records.is_known), is_snapshot=True)
+        self._record(snapshot)
+        pending: list[bytes] = []
+        # All that was made before the snapshot's end is in the ring by now; what comes meanwhile does no harm.
+        while records := self._source.read(0):
+            pending += records
+            if len(records) < READ_LIMIT:
+                break
+        batch = Batch(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns(), pending)
+        self._record(batch)
+        return self._records.reconcile(snapshot, batch)
+
+    def _record(self, batch: Batch) -> None:
+        if self._recording is not None and (batch.records or batch.is_snapshot):
+            self._recording.write(batch)
+
+
+class RecordingCapture:
+    """A recording of records, as if it were live."""
+
+    def __init__(self, source: RecordingSource, host: Host, config: Config, ledger: Ledger) -> None:
+        self._source = source
+        self._now_boot_ns = self._now_unix_ns = 0
+        clock = BootClock(lambda: self._now_boot_ns, lambda: self._now_unix_ns)
+        self._records = _Records(host, clock, lambda: self._now_unix_ns, config, ledger)
+        self.ids = self._records.ids
+
+    def step(self) -> list[Happening] | None:
+        """See `Capture.step`."""
+        batch = self._next()
+        if batch is None:
+            if self._source.problem is not None:
+                _log.warning("%s", self._source.problem)
+            return None
+        if not batch.is_snapshot:
+            return self._records.apply(batch)
+        pending = self._next()
+        return self._records.reconcile(batch, pending or Batch(batch.boot_ns, batch.unix_ns, []))
+
+    def stop(self) -> list[Happening]:
+        """See `Capture.stop`."""
+        return self._records.table.finish()
+
+    def count(self) -> None:
+        """See `Capture.count`."""
+
+    def close(self) -> None:
+        """See `Capture.close`."""
+        self._source.close()
+
+    def _next(self) -> Batch | None:
+        batch = self._source.read()
+        if batch is not None:
+            self._now_boot_ns, self._now_unix_ns = batch.boot_ns, batch.unix_ns
+            self._records.clock.refresh()
+        return batch
+
+
+class TetragonCapture:
+    """Tetragon's JSON.
+
+    `live`: events come as they happen, so that what waits in the reordering window leaves after a while. Otherwise
+    (a file that is read from its beginning to its end) only the events' own times count.
+    """
+
+    def __init__(self, source: TetragonSource, config: Config, ledger: Ledger, *, live: bool) -> None:
+        self._source = source
+        self._live = live
+        self._ledger = ledger
+        # The boot of the hosts that the events come from is not known.
+        self.ids = SpanIds("")
+        self._table = ProcessTable(self.ids, config.trace, config.lineage, ledger)
+        self._window = ReorderWindow(DEFAULT_WINDOW_NS, DEFAULT_MAX_WAIT_S if live else None, time.monotonic)
+        self._troubles = _Troubles(DECODE_TETRAGON, ledger)
+        self._latest_unix_ns = 0
+
+    def step(self) -> list[Happening] | None:
+        """See `Capture.step`."""
+        pieces = self._source.read(_TETRAGON_READ_S)
+        if pieces is None:
+            return None
+        happenings: list[Happening] = []
+        for piece in pieces:
+            self._ledger.count("source", "read")
+            try:
+                event = decode_tetragon(piece, time.time_ns(), self._ledger)
+            except DecodeError as error:
+                self._troubles.note(error)
+                continue
+            if event is not None:
+                happenings += self._apply(self._window.push(event))
+        happenings += self._apply(self._window.tick(time.monotonic()))
+        if self._live:
+            happenings += self._table.tick(time.time_ns())
+        return happenings
+
+    def stop(self) -> list[Happening]:
+        """See `Capture.stop`."""
+        return self._apply(self._window.flush()) + self._table.finish()
+
+    def count(self) -> None:
+        """See `Capture.count`."""
+
+    def close(self) -> None:
+        """See `Capture.close`."""
+        self._source.close()
+
+    def _apply(self, events: list[Event]) -> list[Happening]:
+        happenings: list[Happening] = []
+        for event in events:
+            # By the clock of the events, so that a recording of yesterday is told as it was.
+            self._latest_unix_ns = max(self._latest_unix_ns, event.time_unix_ns)
+            happenings += self._table.tick(self._latest_unix_ns)
+            happenings += self._table.apply(event)
+        return happenings

@@ -1,0 +1,320 @@
+"""The command line: ``otel-procmon run``, ``watch``, ``replay`` and ``doctor``.
+
+What cannot work is said in one sentence, with the remedy, and ends with exit code 1; wrong usage with 2, as argparse
+does. A run that was ended by Ctrl-C or SIGTERM has done what it was asked to and ends with 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import platform
+import resource
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from otel_procmon import __version__
+from otel_procmon.agent import Agent
+from otel_procmon.capture import Capture, KernelCapture, RecordingCapture, TetragonCapture
+from otel_procmon.config import Config, ConfigError, read_config
+from otel_procmon.convert.happenings import Converter
+from otel_procmon.convert.resource import Resources, host_resource
+from otel_procmon.convert.users import UserNames
+from otel_procmon.deliver.delivery import Delivery, DeliveryError
+from otel_procmon.deliver.file import FileDelivery
+from otel_procmon.doctor import examine
+from otel_procmon.filters import Filter, FilterError, read_filter_file
+from otel_procmon.ledger import Ledger
+from otel_procmon.outputs import LineOutput, Output, RecordOutput
+from otel_procmon.source.ebpf import EbpfSource
+from otel_procmon.source.errors import SourceError
+from otel_procmon.source.recording import Host, RecordingSource, RecordingWriter
+from otel_procmon.source.tetragon import TetragonSource
+from otel_procmon.view.compact import compact_line
+from otel_procmon.view.quote import valid_unicode
+from otel_procmon.view.tetragon_json import tetragon_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from otel_procmon.lineage.image import Happening
+
+PROG: Final = "otel-procmon"
+
+_DRAIN_S: Final = 10.0
+"""How long what waits is given to leave when the agent ends."""
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+PASSWD: Final = Path("/etc/passwd")
+
+_SOURCES: Final = "ebpf, tetragon:PATH, tetragon:- or recording:PATH"
+_OUTPUTS: Final = "otlp, otlp-json[:PATH], json[:PATH] or compact[:PATH]"
+
+_log = logging.getLogger(PROG)
+
+
+class UsageError(Exception):
+    """The command line asks for something that there is not. The message is one sentence."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, by default the process's own. Returns the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if options.verbose > 1 else logging.INFO if options.verbose else logging.WARNING,
+        format=f"{PROG}: %(message)s",
+    )
+    try:
+        if options.command == "doctor":
+            return examine(os.environ, sys.stdout, verbose=bool(options.verbose))
+        return _run(options)
+    except UsageError as error:
+        _say(f"{PROG} {options.command}: {error}")
+        return 2
+    except (ConfigError, DeliveryError, FilterError, SourceError) as error:
+        _say(f"{PROG}: {error}")
+        return 1
+
+
+def _say(line: str) -> None:
+    """Write a line to standard error, if there still is one."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description="Every process on this host, from exec to exit, as OpenTelemetry logs and spans.",
+        epilog="OTLP goes where the OTEL_EXPORTER_OTLP_ variables say. See also docs/configuration.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: everything")
+
+    selecting = argparse.ArgumentParser(add_help=False)
+    selecting.add_argument("--config", metavar="FILE", help="read the configuration from this YAML file")
+    selecting.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        metavar="OUTPUT",
+        help=f"where to: {_OUTPUTS}; without PATH to standard output; may be repeated",
+    )
+    selecting.add_argument(
+        "--color", "--colour", choices=("auto", "always", "never"), default="auto", help="colours in the compact view"
+    )
+    selection = selecting.add_argument_group(
+        "filters", "each may be repeated: any of the values; of different filters all must hold"
+    )
+    selection.add_argument("--namespace", action="append", metavar="NS", help='Kubernetes namespace; "" is the host')
+    selection.add_argument("--pod", action="append", metavar="REGEX", help="pod's name")
+    selection.add_argument("--binary", action="append", metavar="REGEX", help="executable's path")
+    selection.add_argument("--pid", action="append", type=_number, metavar="PID", help="process id")
+    selection.add_argument("--uid", action="append", type=_number, metavar="UID", help="effective user id")
+    selection.add_argument("--container-id", action="append", metavar="ID", help="container id, or its beginning")
+    selection.add_argument("--filter-file", metavar="FILE", help="Tetragon's export-allowlist and export-denylist")
+
+    live = argparse.ArgumentParser(add_help=False)
+    live.add_argument("--source", metavar="SOURCE", help=f"where from: {_SOURCES}; ebpf if not given")
+    live.add_argument("--record", metavar="FILE", help="also write the kernel's records to FILE, to be replayed")
+
+    commands.add_parser(
+        "run", parents=[common, live, selecting], help="capture and export: the agent (default output: otlp)"
+    )
+    commands.add_parser("watch", parents=[common, live, selecting], help="capture and show: run -o compact")
+    replay = commands.add_parser(
+        "replay",
+        parents=[common, selecting],
+        help="Tetragon's JSON, or a recording, into any output (default: compact)",
+    )
+    replay.add_argument("file", metavar="FILE", help="a file, or - for standard input")
+    commands.add_parser("doctor", parents=[common], help="what this host can do, and how to mend what it cannot")
+    return parser
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def configure(options: argparse.Namespace) -> Config:
+    """The configuration file's, changed by what stands on the command line. Raises ConfigError."""
+    config = Config() if options.config is None else read_config(options.config)
+    chosen: dict[str, tuple[str | int, ...]] = {
+        name: tuple(values)
+        for name, values in (
+            ("namespaces", options.namespace),
+            ("pods", options.pod),
+            ("binaries", options.binary),
+            ("pids", options.pid),
+            ("uids", options.uid),
+            ("container_ids", options.container_id),
+        )
+        if values is not None
+    }
+    filters = replace(config.filters, **chosen)  # type: ignore[arg-type]
+    if options.filter_file is not None:
+        filters = replace(filters, file=options.filter_file)
+    config = replace(config, filters=filters)
+    if options.output:
+        config = replace(config, outputs=tuple(options.output))
+    elif options.command in ("watch", "replay"):
+        config = replace(config, outputs=("compact",))
+    if options.command == "replay":
+        return config
+    return config if options.source is None else replace(config, source=options.source)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = configure(options)
+    ledger = Ledger()
+    filter_ = _filter(config)
+    kind, path = _source(options, config)
+    node = os.environ.get("NODE_NAME") or socket.gethostname()
+    local = kind == "ebpf"
+    lines, deliveries = _sinks(config, options.color, ledger)
+    capture, greeting = _capture(kind, path, node, config, ledger, options=options)
+    outputs: list[Output] = list(lines)
+    if deliveries:
+        host = host_resource(os.environ, Path("/"), host_name=node, local=local)
+        converter = Converter(
+            Resources(host, local=local, well_known_labels=config.records.well_known_labels),
+            body=lambda happening: compact_line(happening, colour=False),
+            life_span_id=capture.ids.life_span_id,
+            user_name=UserNames(PASSWD) if local else None,
+            failed_status=config.records.failed_exit_is_error,
+        )
+        outputs.append(RecordOutput(converter, deliveries, wait=options.command == "replay"))
+
+    agent = Agent(capture, filter_, outputs, ledger)
+    _on_signals(agent)
+    _say(f"{PROG}: {greeting}")
+    try:
+        agent.run()
+    finally:
+        line = agent.close(_DRAIN_S)
+        _say(f"{PROG}: ledger: {line or 'nothing happened'}")
+    return 0
+
+
+def _filter(config: Config) -> Filter:
+    filters = config.filters
+    allow, deny = read_filter_file(filters.file) if filters.file is not None else ([], [])
+    return Filter.of(
+        namespaces=filters.namespaces,
+        pods=filters.pods,
+        binaries=filters.binaries,
+        pids=filters.pids,
+        uids=filters.uids,
+        container_ids=filters.container_ids,
+        allow=allow,
+        deny=deny,
+    )
+
+
+def _source(options: argparse.Namespace, config: Config) -> tuple[str, str]:
+    """Kind and path of the source. Raises UsageError."""
+    if options.command == "replay":
+        return ("recording" if _is_recording(options.file) else "tetragon"), options.file
+    kind, colon, path = config.source.partition(":")
+    if config.source == "bcc":
+        raise UsageError("the source bcc is not there yet; use ebpf, which needs no compiler, on a kernel with BTF")
+    if (kind == "ebpf") == bool(colon) or kind not in ("ebpf", "tetragon", "recording") or (colon and not path):
+        raise UsageError(f"{config.source!r} is no source; use {_SOURCES}")
+    if options.record is not None and kind != "ebpf":
+        raise UsageError("--record writes the kernel's records, so it goes with --source ebpf only")
+    return kind, path
+
+
+def _is_recording(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read(22) == b"otel-procmon recording"
+    except OSError:
+        # Whoever opens it in earnest says why it cannot be read.
+        return False
+
+
+def _capture(
+    kind: str, path: str, node: str, config: Config, ledger: Ledger, *, options: argparse.Namespace
+) -> tuple[Capture, str]:
+    """The open capture, and what to say of it. Raises SourceError."""
+    if kind == "ebpf":
+        source = EbpfSource(config.capture)
+        source.open()
+        host = Host(node=node, boot_id=BOOT_ID.read_text(encoding="ascii").strip(), page_bytes=resource.getpagesize())
+        recording = None if options.record is None else RecordingWriter(options.record, host)
+        kernel = KernelCapture(source, host, config, ledger, recording)
+        return kernel, f"capturing every process of {node} (Linux {platform.release()}); Ctrl-C ends"
+    if kind == "recording":
+        recorded = RecordingSource(path)
+        return RecordingCapture(recorded, recorded.open(), config, ledger), f"replaying {path}"
+    follow = options.command != "replay"
+    tetragon = TetragonSource(None if path == "-" else path, follow=follow)
+    tetragon.open()
+    name = "standard input" if path == "-" else path
+    what = f"reading Tetragon's events from {name}" + ("; Ctrl-C ends" if follow else "")
+    return TetragonCapture(tetragon, config, ledger, live=follow), what
+
+
+def _sinks(config: Config, colour: str, ledger: Ledger) -> tuple[list[LineOutput], list[Delivery]]:
+    """Where lines and records go. Raises UsageError, DeliveryError."""
+    lines: list[LineOutput] = []
+    deliveries: list[Delivery] = []
+    for output in dict.fromkeys(config.outputs):
+        name, colon, path = output.partition(":")
+        target = Path(path) if path and path != "-" else None
+        if name not in ("otlp", "otlp-json", "json", "compact") or (colon and not path) or (name == "otlp" and colon):
+            raise UsageError(f"{output!r} is no output; use {_OUTPUTS}")
+        if name == "otlp":
+            # Its libraries take half a second to import.
+            from otel_procmon.deliver.sdk import SdkDelivery  # noqa: PLC0415
+
+            deliveries.append(SdkDelivery(os.environ, ledger))
+        elif name == "otlp-json":
+            deliveries.append(FileDelivery(target, ledger))
+        else:
+            render = tetragon_json if name == "json" else _compact(colour, target, os.environ)
+            lines.append(LineOutput(name, target, render, ledger))
+    return lines, deliveries
+
+
+def _compact(colour: str, path: Path | None, environ: Mapping[str, str]) -> Callable[[Happening], bytes | None]:
+    """Makes compact lines, coloured on a terminal unless NO_COLOR is set."""
+    coloured = colour == "always"
+    if colour == "auto":
+        coloured = path is None and sys.stdout.isatty() and not environ.get("NO_COLOR")
+
+    def render(happening: Happening) -> bytes | None:
+        line = compact_line(happening, colour=coloured)
+        return None if line is None else valid_unicode(line).encode()
+
+    return render
+
+
+def _on_signals(agent: Agent) -> None:
+    def stop(number: int, frame: object) -> None:  # noqa: ARG001
+        # Whoever asks a second time does not want to wait.
+        signal.signal(signal.SIGINT, _give_up)
+        signal.signal(signal.SIGTERM, _give_up)
+        agent.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGUSR1, lambda number, frame: agent.ask())  # noqa: ARG005
+
+
+def _give_up(number: int, frame: object) -> NoReturn:  # noqa: ARG001
+    os._exit(128 + number)

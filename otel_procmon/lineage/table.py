@@ -1,0 +1,477 @@
+"""The process table: events go in, what happened to images comes out.
+
+It knows every image that runs, and for a grace period those that ended. It is told of forks, execs and exits in the
+order in which they happened (`decode.order` puts Tetragon's into it), and now and then of all that runs (`reconcile`),
+which closes the gaps: what ran before, and what was lost.
+
+No event that contradicts another one is an error: events can be lost, come twice, or come for what was never seen. The
+rules, each counted in the ledger:
+
+- an event that was told already (both of the last two threads saw themselves as the last) is dropped;
+- an exit of an unknown image is told with what the event itself knows;
+- a process whose pid belongs to another one now has ended unseen: it is told as lost.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from otel_procmon.events import Discovered, Event, Exec, Exit, Fork, Process
+from otel_procmon.lineage.entry import began, entry_reason
+from otel_procmon.lineage.image import Ended, EndReason, Happening, Image, Opened, SpanRef, Started
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otel_procmon.config import LineageOptions, TraceOptions
+    from otel_procmon.ledger import Ledger
+    from otel_procmon.lineage.ids import SpanIds
+
+PLACE: Final = "lineage"
+"""Where in the ledger events are accounted for."""
+
+ANCESTORS_MAX: Final = 16
+_SWEEPS_UNTIL_LOST: Final = 2
+"""A process that is just ending is in no list of tasks any more, and its exit may not be written yet."""
+_HOW_IT_BEGAN: Final = frozenset({"execve", "clone", "procFS"})
+"""Flags that tell how an image began; the others tell what could not be read, and hold for a fork of it too."""
+
+_Key = tuple[str | None, int]
+
+
+class ProcessTable:
+    """All images, by `exec_id`. Not thread-safe.
+
+    Bounded by ``options.max_images``: beyond that what ended goes first, then the oldest, counted as evicted.
+    """
+
+    def __init__(self, ids: SpanIds, trace: TraceOptions, options: LineageOptions, ledger: Ledger) -> None:
+        self._ids = ids
+        self._trace = trace
+        self._options = options
+        self._ledger = ledger
+        self._images: dict[str, Image] = {}
+        self._running: dict[_Key, Image] = {}
+        """What each process runs now, by node and pid."""
+        self._ended: deque[tuple[int, Image]] = deque()
+        """When the grace period of each image is over, in order."""
+        self._to_open: list[tuple[int, int, Image]] = []
+        """A heap: when an image that was named by a span will have lived long enough to be opened."""
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __contains__(self, exec_id: str) -> bool:
+        return exec_id in self._images
+
+    def running(self) -> int:
+        """How many processes run, as far as is known."""
+        return len(self._running)
+
+    def apply(self, event: Event) -> list[Happening]:
+        """What `event` means, in the order in which it should be told."""
+        if isinstance(event, Fork):
+            return self._fork(event)
+        if isinstance(event, Exec):
+            return self._exec(event)
+        if isinstance(event, Exit):
+            return self._exit(event)
+        return self._discovered(event)
+
+    def reconcile(
+        self, snapshot: Sequence[Discovered], pending: Sequence[Event], began_unix_ns: int, observed_unix_ns: int
+    ) -> list[Happening]:
+        """Compare the table with all that runs.
+
+        Args:
+            snapshot: Every process that ran at some moment after `began_unix_ns`.
+            pending: All events that had come by the end of the snapshot and were not applied yet. Whatever they tell of
+                is told by them, and not as discovered.
+            began_unix_ns: When the snapshot began.
+            observed_unix_ns: Now.
+        """
+        told = {_event_exec_id(event) for event in pending if isinstance(event, Fork | Exec)}
+        found = {event.process.exec_id for event in snapshot}
+        happenings: list[Happening] = []
+        # A parent was forked before its children, and so is in the table when they come.
+        for event in sorted(snapshot, key=lambda event: began(event.process)):
+            if event.process.exec_id not in told and event.process.exec_id not in self:
+                happenings += self._discovered(event)
+        for pending_event in pending:
+            happenings += self.apply(pending_event)
+        for image in list(self._running.values()):
+            if image.process.exec_id in found or image.process.start_unix_ns >= began_unix_ns:
+                image.missed = 0
+                continue
+            image.missed += 1
+            if image.missed >= _SWEEPS_UNTIL_LOST:
+                happenings += self._lose(image, observed_unix_ns, observed_unix_ns)
+        return happenings
+
+    def tick(self, now_unix_ns: int) -> list[Happening]:
+        """What is due by `now_unix_ns`, by the clock of the events: opening spans, and the end of grace periods."""
+        happenings: list[Happening] = []
+        while self._to_open and self._to_open[0][0] <= now_unix_ns:
+            _, _, image = heapq.heappop(self._to_open)
+            if image.ended is None and not image.opened:
+                happenings += self._open(image, now_unix_ns)
+        while self._ended and self._ended[0][0] <= now_unix_ns:
+            self._forget(self._ended.popleft()[1])
+        return happenings
+
+    def finish(self) -> list[Happening]:
+        """At the end of a recording: opens what spans have named and no later event can tell of."""
+        happenings: list[Happening] = []
+        while self._to_open:
+            due_unix_ns, _, image = heapq.heappop(self._to_open)
+            if image.ended is None and not image.opened:
+                happenings += self._open(image, due_unix_ns)
+        return happenings
+
+    # Events
+
+    def _fork(self, event: Fork) -> list[Happening]:
+        if event.exec_id in self._images:
+            self._ledger.count(PLACE, "dropped: told twice")
+            return []
+        happenings = self._take_pid((event.node, event.pid), event.boot_start_ns, event.time_unix_ns)
+        parent = self._images.get(event.parent_exec_id)
+        image = self._add(_forked(event, None if parent is None else parent.process))
+        image.forked_only = True
+        self._place(image, parent, event.parent_exec_id or None, began(image.process), image.process)
+        if parent is None and event.parent_is_kernel_thread:
+            image.entry_reason = "kernel_parent"
+        if parent is not None:
+            if parent.forked_only and not parent.children:
+                parent.trace_images[0] += 1
+            parent.children = True
+        self._ledger.count(PLACE, "noted: fork")
+        return happenings
+
+    def _exec(self, event: Exec) -> list[Happening]:
+        process = event.process
+        known = self._images.get(process.exec_id)
+        if known is not None and not known.hearsay:
+            self._ledger.count(PLACE, "dropped: told twice")
+            return []
+        self._ledger.count(PLACE, "told: exec")
+        if known is not None:
+            known.process, known.hearsay = process, False
+            known.trace_images[0] += 1
+            return [Started(known, event)]
+
+        key = (process.node, process.pid)
+        previous = self._previous(event)
+        happenings: list[Happening] = []
+        if previous is None:
+            happenings += self._take_pid(key, process.boot_start_ns, event.time_unix_ns)
+        at_fork: Process | None = None
+        moment_unix_ns = began(process)
+        if previous is not None and previous.forked_only:
+            at_fork = previous.process
+            parent, parent_exec_id = previous.parent, previous.parent_exec_id
+            process = _executed(process, previous.process, first=True)
+        elif previous is not None:
+            parent, parent_exec_id = previous, previous.exec_id
+            moment_unix_ns = process.start_unix_ns
+            process = _executed(process, previous.process, first=False)
+        else:
+            # Where another program ran before in this process and was not seen, it is the parent all the same.
+            parent_exec_id = event.parent_exec_id if event.previous_is_fork is not False else event.previous_exec_id
+            parent = self._parent(parent_exec_id, event.parent)
+        if previous is not None:
+            happenings += self._replace(previous, event)
+        image = self._add(process)
+        self._place(image, parent, parent_exec_id, moment_unix_ns, at_fork)
+        image.trace_images[0] += 1
+        happenings.append(Started(image, event))
+        return happenings
+
+    def _exit(self, event: Exit) -> list[Happening]:
+        image = self._images.get(event.exec_id)
+        happenings: list[Happening] = []
+        if image is not None and image.ended is not None:
+            self._ledger.count(PLACE, "dropped: told twice")
+            return []
+        if (event.process is not None and event.process.kernel_thread) or (
+            image is not None and image.process.kernel_thread
+        ):
+            self._ledger.count(PLACE, "noted: exit of a kernel thread")
+            if image is not None:
+                self._forget(image)
+            return []
+        if image is None:
+            process = event.process or Process(
+                exec_id=event.exec_id, pid=event.pid, binary="", start_unix_ns=event.time_unix_ns
+            )
+            happenings += self._take_pid((process.node, process.pid), event.boot_start_ns, event.time_unix_ns)
+            image = self._add(process)
+            image.forked_only = "clone" in process.flags and "execve" not in process.flags
+            parent = self._parent(event.parent_exec_id, event.parent)
+            self._place(image, parent, event.parent_exec_id, began(process), None)
+            self._ledger.count(PLACE, "told: exit of an unknown image")
+        else:
+            self._ledger.count(PLACE, "told: exit")
+            image.process = _at_exit(image, event.process)
+        return happenings + self._end(image, "exit", event.time_unix_ns, event.observed_unix_ns, event)
+
+    def _discovered(self, event: Discovered) -> list[Happening]:
+        process = event.process
+        if process.exec_id in self._images:
+            self._ledger.count(PLACE, "dropped: told twice")
+            return []
+        key = (process.node, process.pid)
+        happenings = self._take_pid(key, process.boot_start_ns, event.time_unix_ns)
+        image = self._add(process)
+        image.discovered = True
+        image.forked_only = event.forked_only
+        self._place(image, self._images.get(event.parent_exec_id or ""), event.parent_exec_id, began(process), None)
+        if process.kernel_thread:
+            self._ledger.count(PLACE, "noted: kernel thread")
+            return happenings
+        image.trace_images[0] += 1
+        self._ledger.count(PLACE, "told: discovered")
+        happenings.append(Started(image, event))
+        return happenings
+
+    # Where an image belongs
+
+    def _previous(self, event: Exec) -> Image | None:
+        """The image that the process of `event` ran until now."""
+        if event.previous_exec_id is None:
+            return None
+        previous = self._images.get(event.previous_exec_id)
+        if previous is None and event.previous_is_fork is False:
+            previous = self._parent(event.previous_exec_id, event.parent)
+        return None if previous is None or previous.ended is not None else previous
+
+    def _parent(self, exec_id: str | None, described: Process | None) -> Image | None:
+        """The image with this id; if it is not known, made from what an event of another image says of it."""
+        image = self._images.get(exec_id or "")
+        if image is None and described is not None and described.exec_id == exec_id:
+            image = self._add(described)
+            image.hearsay = True
+            self._place(image, None, None, began(described), None)
+        return image
+
+    def _place(
+        self,
+        image: Image,
+        parent: Image | None,
+        parent_exec_id: str | None,
+        moment_unix_ns: int,
+        at_fork: Process | None,
+    ) -> None:
+        """Put `image` below its parent, and into that one's trace or a new one."""
+        image.parent = parent
+        image.parent_exec_id = parent_exec_id
+        reason = entry_reason(image.process, moment_unix_ns, parent, at_fork, self._trace)
+        if parent is not None:
+            image.parent_name = parent.name or None
+            image.parent_binary = parent.process.executable or parent.process.binary or None
+            named = (image.parent_name,) if image.parent_name else ()
+            image.ancestors = (*named, *parent.ancestors)[:ANCESTORS_MAX]
+        span_id = self._ids.span_id(image.exec_id)
+        if reason is None:
+            assert parent is not None
+            image.span = SpanRef(parent.span.trace_id, span_id)
+            image.parent_span_id = parent.span.span_id
+            image.trace_start_unix_ns, image.trace_images = parent.trace_start_unix_ns, parent.trace_images
+            return
+        image.entry_reason = reason
+        image.span = SpanRef(self._ids.trace_id(image.exec_id), span_id)
+        image.trace_start_unix_ns = moment_unix_ns
+        if parent is not None and not parent.process.kernel_thread:
+            image.link = parent.span
+
+    # How an image ends
+
+    def _replace(self, previous: Image, event: Exec) -> list[Happening]:
+        """`previous` ends because its process runs another program. A fork that nobody knows of was never there."""
+        if previous.forked_only and not previous.children and not previous.discovered:
+            self._not_running(previous)
+            del self._images[previous.exec_id]
+            previous.ended = "exec"
+            return []
+        return self._end(previous, "exec", event.time_unix_ns, event.observed_unix_ns, None)
+
+    def _take_pid(self, key: _Key, boot_start_ns: int | None, at_unix_ns: int) -> list[Happening]:
+        """Make way for a new image of the process `key`: whatever ran there has ended, and nobody saw it."""
+        image = self._running.get(key)
+        if image is None:
+            return []
+        if boot_start_ns is not None and image.process.boot_start_ns == boot_start_ns:
+            # The same process: not its exit was lost, but an exec.
+            self._ledger.count(PLACE, "gap: exec lost")
+            if image.forked_only and not image.children and not image.discovered:
+                self._forget(image)
+                return []
+            return self._end(image, "exec", at_unix_ns, at_unix_ns, None)
+        return self._lose(image, at_unix_ns, at_unix_ns)
+
+    def _lose(self, image: Image, at_unix_ns: int, observed_unix_ns: int) -> list[Happening]:
+        """`image` is gone, and no event told of it."""
+        if image.process.kernel_thread or image.hearsay:
+            # Nothing is told of kernel threads. And of what is known by hearsay, whoever wrote the events left out the
+            # exit on purpose, as he left out the exec.
+            self._forget(image)
+            return []
+        self._ledger.count(PLACE, "gap: exit lost")
+        return self._end(image, "lost", at_unix_ns, observed_unix_ns, None)
+
+    def _end(
+        self, image: Image, reason: EndReason, at_unix_ns: int, observed_unix_ns: int, event: Exit | None
+    ) -> list[Happening]:
+        if image.forked_only and not image.children and not image.discovered:
+            image.trace_images[0] += 1
+        happenings: list[Happening] = []
+        lived_ns = at_unix_ns - image.process.start_unix_ns
+        if image.discovered and not image.opened and lived_ns >= self._trace.open_after_ns:
+            # An agent that ran before may have opened it, and children may hang there already.
+            happenings += self._open(image, at_unix_ns)
+        else:
+            happenings += self._refer(image, at_unix_ns)
+        image.ended = reason
+        image.end_unix_ns = at_unix_ns
+        happenings.append(Ended(image, event, observed_unix_ns))
+        self._not_running(image)
+        self._ended.append((at_unix_ns + self._options.grace_ns, image))
+        return happenings
+
+    def _refer(self, image: Image, now_unix_ns: int) -> list[Happening]:
+        """A span of `image` is about to leave: opens the parent that it names, if that lives long already."""
+        parent = image.parent
+        if parent is None or parent.ended is not None or parent.opened or parent.process.kernel_thread:
+            return []
+        due_unix_ns = parent.process.start_unix_ns + self._trace.open_after_ns
+        if due_unix_ns <= now_unix_ns:
+            return self._open(parent, now_unix_ns)
+        if not parent.referred:
+            parent.referred = True
+            self._number += 1
+            heapq.heappush(self._to_open, (due_unix_ns, self._number, parent))
+        return []
+
+    def _open(self, image: Image, now_unix_ns: int) -> list[Happening]:
+        """Opening spans of `image` and, before it, of all above it that have none: each names its own parent."""
+        chain: list[Happening] = []
+        above: Image | None = image
+        while above is not None and above.ended is None and not above.opened and not above.process.kernel_thread:
+            above.opened = True
+            chain.append(Opened(above))
+            # What is above an image was there before it, and so has lived long enough too. If not, it waits its turn.
+            parent = above.parent
+            if parent is not None and parent.process.start_unix_ns + self._trace.open_after_ns > now_unix_ns:
+                chain += self._refer(above, now_unix_ns)
+                break
+            above = parent
+        return chain[::-1]
+
+    # The images themselves
+
+    def _add(self, process: Process) -> Image:
+        while len(self._images) >= self._options.max_images:
+            if self._ended:
+                self._forget(self._ended.popleft()[1])
+                continue
+            self._forget(next(iter(self._images.values())))
+            self._ledger.count(PLACE, "evicted: table full")
+        image = Image(process, _NOWHERE)
+        self._images[process.exec_id] = image
+        # An ancestor by hearsay may have ended long ago, and its pid be another's.
+        self._running.setdefault((process.node, process.pid), image)
+        return image
+
+    def _not_running(self, image: Image) -> None:
+        key = (image.process.node, image.process.pid)
+        if self._running.get(key) is image:
+            del self._running[key]
+
+    def _forget(self, image: Image) -> None:
+        self._not_running(image)
+        if self._images.get(image.exec_id) is image:
+            del self._images[image.exec_id]
+        # Else a long line of parents would stay in memory for as long as the last descendant lives.
+        image.parent = None
+
+
+_NOWHERE: Final = SpanRef(b"", b"")
+
+
+def _event_exec_id(event: Fork | Exec) -> str:
+    return event.exec_id if isinstance(event, Fork) else event.process.exec_id
+
+
+def _forked(event: Fork, parent: Process | None) -> Process:
+    """What a fork runs: its parent's program."""
+    own: dict[str, Any] = {
+        "exec_id": event.exec_id,
+        "pid": event.pid,
+        "start_unix_ns": event.time_unix_ns if event.creation_unix_ns is None else event.creation_unix_ns,
+        "creation_unix_ns": event.creation_unix_ns,
+        "boot_start_ns": event.boot_start_ns,
+        "parent_pid": event.parent_pid or None,
+        "vpid": event.vpid,
+        "session_id": event.session_id,
+        "tty": event.tty,
+        "uid": event.uid,
+        "gid": event.gid,
+        "euid": event.euid,
+        "egid": event.egid,
+        "auid": event.auid,
+        "node": event.node,
+        "kernel_thread": False,
+    }
+    if parent is None or parent.kernel_thread:
+        return Process(binary="", name=event.name, flags=("clone",), **own)
+    flags = ("clone", *(flag for flag in parent.flags if flag not in _HOW_IT_BEGAN))
+    return replace(parent, flags=flags, **own)
+
+
+def _executed(process: Process, before: Process, *, first: bool) -> Process:
+    """`process` with what is known better from the image before: whose child it is, and how it began.
+
+    The event itself tells the parent at the moment of the exec, which is a reaper's where the parent has gone.
+    """
+    changes: dict[str, Any] = {}
+    if before.parent_pid is not None and process.parent_pid != before.parent_pid:
+        changes["parent_pid"] = before.parent_pid
+    if ("clone" in process.flags) != first and process.boot_start_ns is not None:
+        rest = tuple(flag for flag in process.flags if flag not in _HOW_IT_BEGAN)
+        changes["flags"] = ("execve", "clone", *rest) if first else ("execve", *rest)
+    if process.cgroup is None and process.boot_start_ns is not None and before.container_id is not None:
+        changes.update(container_id=before.container_id, container=before.container, pod_uid=before.pod_uid)
+    return replace(process, **changes) if changes else process
+
+
+def _at_exit(image: Image, last: Process | None) -> Process:
+    """The process of an image at its end: what a fork became in the meantime, and metadata that came late."""
+    process = image.process
+    if last is None:
+        return process
+    if image.forked_only and last.boot_start_ns is not None:
+        return replace(
+            process,
+            session_id=last.session_id,
+            tty=last.tty,
+            uid=last.uid,
+            gid=last.gid,
+            euid=last.euid,
+            egid=last.egid,
+            auid=last.auid,
+        )
+    if process.pod is None and last.pod is not None:
+        return replace(
+            process,
+            pod=last.pod,
+            pod_uid=last.pod_uid,
+            container=last.container,
+            container_id=last.container_id,
+            vpid=last.vpid,
+        )
+    return process
