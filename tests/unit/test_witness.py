@@ -282,11 +282,13 @@ def test_any_bytes_in_arguments() -> None:
         (b"#!/bin/sh -e  -x \nexit", [b"/bin/sh", b"-e  -x", b"./s", b"x"]),
         (b"#!/bin/sh\t-e", [b"/bin/sh", b"-e", b"./s", b"x"]),
         (b"#!/two\n", [b"/bin/sh", b"-2", b"/two", b"./s", b"x"]),
+        # A name of an interpreter is looked up from the working directory, wherever the script lies.
+        (b"#!./two\n", [b"/bin/sh", b"-3", b"./two", b"./s", b"x"]),
     ],
 )
 def test_script(head: bytes, argv: list[bytes]) -> None:
-    heads = {"/home/s": head, "/two": b"#!/bin/sh -2\n"}
-    assert script_argv(b"./s", [b"name", b"x"], lambda path: heads.get(path, b""), "/home/s") == argv
+    heads = {"/home/s": head, "/two": b"#!/bin/sh -2\n", "/here/two": b"#!/bin/sh -3\n"}
+    assert script_argv(b"./s", [b"name", b"x"], lambda path: heads.get(path, b""), "/home/s", "/here") == argv
 
 
 def test_script_keeps_its_own_path() -> None:

@@ -225,10 +225,13 @@ def read_head(path: str) -> bytes:
         return b""
 
 
-def script_argv(passed: bytes, argv: list[bytes], head: Callable[[str], bytes], absolute: str) -> list[bytes]:
+def script_argv(
+    passed: bytes, argv: list[bytes], head: Callable[[str], bytes], absolute: str, cwd: str
+) -> list[bytes]:
     """What the kernel makes of `argv` if the file is a script: interpreter, its one argument, the path as passed.
 
-    fs/binfmt_script.c. `passed` is the path as passed to exec, `absolute` where its content is.
+    fs/binfmt_script.c. `passed` is the path as passed to exec, `absolute` where its content is. A script names its
+    interpreter as seen from `cwd`.
     """
     for _ in range(INTERPRETERS_MAX):
         first = head(absolute).partition(b"\n")[0]
@@ -237,7 +240,7 @@ def script_argv(passed: bytes, argv: list[bytes], head: Callable[[str], bytes], 
         name, _, argument = first[2:].strip(b" \t").replace(b"\t", b" ", 1).partition(b" ")
         argument = argument.strip(b" \t")
         argv = [name, *([argument] if argument else []), passed, *argv[1:]]
-        passed, absolute = name, os.fsdecode(name)
+        passed, absolute = name, absolute_path(cwd, os.fsdecode(name))
     return argv
 
 
@@ -351,7 +354,7 @@ def _exec(call: Call, cwd: str, head: Callable[[str], bytes], no_arguments: Sequ
         argv = list(no_arguments)
     path = absolute_path(directory, text(passed)) if passed else directory
     # The environment is printed as an address and a count (no -v), so all other strings are arguments.
-    return path, script_argv(passed, argv, head, path)
+    return path, script_argv(passed, argv, head, path, cwd)
 
 
 def parse_file(trace: Path, cwd: Path, no_arguments: Sequence[bytes] = (b"",)) -> list[Process]:
