@@ -147,9 +147,12 @@ struct kernfs_node___rcu {
 	struct kernfs_node *__parent;
 };
 
+struct cgroup_root;
+
 struct cgroup {
 	int level;
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
 };
 
 struct cgroup_subsys_state {
@@ -173,8 +176,17 @@ struct task_io_accounting {
 	__u64 rchar, wchar;
 };
 
+struct rq {
+	__u64 clock, clock_task;
+};
+
+struct cfs_rq {
+	struct rq *rq;
+};
+
 struct sched_entity {
-	__u64 sum_exec_runtime;
+	__u64 exec_start, sum_exec_runtime;
+	struct cfs_rq *cfs_rq;
 };
 
 struct tty_struct;
@@ -201,9 +213,14 @@ struct task_struct {
 	struct css_set *cgroups;
 };
 
+/* Only where it is in signal_struct is of interest here. */
+typedef struct {
+} seqlock_t;
+
 struct signal_struct {
 	atomic_t live;
 	struct list_head thread_head;
+	seqlock_t stats_lock;
 	int group_exit_code;
 	unsigned int flags;
 	struct pid *pids[4];
@@ -227,5 +244,8 @@ struct bpf_iter__task {
 };
 
 #pragma clang attribute pop
+
+/* Arguments of a tracepoint. It exists, as a type, only on a kernel where they are these: from 6.16 on. */
+typedef void (*btf_trace_sched_process_exit)(void *, struct task_struct *, bool);
 
 #endif

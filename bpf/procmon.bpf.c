@@ -29,11 +29,14 @@ const volatile struct procmon_config config = {
 #define COMPONENTS_MAX 64
 #define CGROUP_LEVELS_MAX 32
 #define THREADS_MAX 256
+/* Hexadecimal digits of a container's id. */
+#define CONTAINER_ID_BYTES 64
 /* NAME_MAX and its NUL. */
 #define NAME_BYTES 256
-#define PATH_BYTES 4096
-/* BINPRM_BUF_SIZE */
-#define INTERPRETER_BYTES 256
+/* PATH_MAX, and room for the "/dev/fd/%d/" that execveat(2) puts before it. */
+#define FILENAME_BYTES (4096 + 256)
+/* A script names at most 255 bytes (BINPRM_BUF_SIZE), binfmt_misc's rules at most 1920 (MAX_REGISTER_LENGTH). */
+#define INTERPRETER_BYTES 2048
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -48,15 +51,17 @@ struct {
 } counters SEC(".maps");
 
 /*
- * An exec record is put together here, because its length is only known at the end. A tracepoint's program may be
- * preempted on some kernels (PREEMPT_LAZY, 6.13 and later: elastic/quark#305), so a buffer that belongs to a CPU is not
- * enough: a run takes the first free one of two, and proves at the end that nobody else wrote into it.
+ * A record with strings is put together here, because its length is only known at the end.
+ *
+ * A buffer that belongs to a CPU is not enough to keep two runs apart: programs stay on their CPU, but may be preempted
+ * there (the iterator wherever RCU readers are, which is every kernel with PREEMPT_DYNAMIC; other hooks see
+ * elastic/quark#305). So a CPU has two, and a run takes one that nobody else uses (take_buffer()).
  */
 #define BUFFERS_PER_CPU 2
 
 struct buffer {
-	/* Who fills it: a value unique to the program run; 0: free. */
-	__u64 owner;
+	/* How many runs hold it or are just trying to. */
+	__u64 users;
 	/*
 	 * How many bytes of `strings` are filled. It is read back from here before each use and checked then, and never
 	 * kept in a register: so the verifier forgets how it came about, and need not follow every combination of lengths.
@@ -69,7 +74,7 @@ struct buffer {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	/* The loader sets BUFFERS_PER_CPU times the number of possible CPUs. */
+	/* The loader sets BUFFERS_PER_CPU (2) times the number of possible CPUs. */
 	__uint(max_entries, BUFFERS_PER_CPU);
 	__type(key, __u32);
 	__type(value, struct buffer);
@@ -88,11 +93,66 @@ static __always_inline __u64 wake_flags(__u64 now_ns)
 {
 	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < config.wake_bytes)
 		return BPF_RB_NO_WAKEUP;
-	/* Two CPUs may both pass here: one wakeup too many does no harm. */
-	if (now_ns - last_wake_ns < WAKE_INTERVAL_NS)
+	/*
+	 * Two CPUs may both pass here: one wakeup too many does no harm. One too few could, if the reader took all and
+	 * went to sleep again, and what is left of the ring after wake_bytes then filled within the interval: no memory
+	 * is that fast. A reader that is awake needs none; epoll asks the ring itself before it sleeps.
+	 */
+	if ((__s64)(now_ns - last_wake_ns) < WAKE_INTERVAL_NS)
 		return BPF_RB_NO_WAKEUP;
 	last_wake_ns = now_ns;
 	return BPF_RB_FORCE_WAKEUP;
+}
+
+/*
+ * How far the scheduler's clock (rq->clock) is ahead of CLOCK_BOOTTIME: the largest difference seen in this and in the
+ * previous stretch of time. What rq->clock shows is from its last update, so every sight of it gives too little, by
+ * that age; the largest is the freshest. The two clocks drift apart (NTP slews one of them), so old sights are dropped.
+ */
+#define CLOCK_STRETCH_NS 1000000000ULL
+/* The scheduler updates its account of a running task at every tick, which come this often at least (HZ=100). */
+#define TICK_NS 10000000LL
+
+static __u64 clock_stretch;
+static __s64 clock_ahead_ns, previous_clock_ahead_ns;
+
+/* Looks at the clock of the CPU on which `current_task` runs. Two CPUs may do so at once: one's sight may be lost. */
+static __always_inline void see_clock(struct task_struct *current_task, __u64 boot_ns)
+{
+	__u64 stretch = boot_ns / CLOCK_STRETCH_NS;
+	__s64 ahead_ns;
+
+	if (!bpf_core_field_exists(struct cfs_rq, rq))
+		return;
+	ahead_ns = current_task->se.cfs_rq->rq->clock - boot_ns;
+	if (stretch != clock_stretch) {
+		previous_clock_ahead_ns = stretch == clock_stretch + 1 ? clock_ahead_ns : ahead_ns;
+		clock_ahead_ns = ahead_ns;
+		clock_stretch = stretch;
+	} else if (ahead_ns > clock_ahead_ns) {
+		clock_ahead_ns = ahead_ns;
+	}
+}
+
+/*
+ * For how long `current_task` has been running since the scheduler last added to its sum_exec_runtime. Without this, a
+ * process that lives less than a tick would have used no time.
+ */
+static __always_inline __u64 running_ns(struct task_struct *current_task, __u64 boot_ns)
+{
+	__s64 ahead_ns = clock_ahead_ns, running;
+	struct rq *rq;
+
+	if (!bpf_core_field_exists(struct cfs_rq, rq))
+		return 0;
+	if (previous_clock_ahead_ns > ahead_ns)
+		ahead_ns = previous_clock_ahead_ns;
+	rq = current_task->se.cfs_rq->rq;
+	/* exec_start is of clock_task, which leaves out what interrupts and other virtual machines took. */
+	running = boot_ns + ahead_ns - (rq->clock - rq->clock_task) - current_task->se.exec_start;
+	if (running < 0)
+		return 0;
+	return running < TICK_NS ? running : TICK_NS;
 }
 
 static __always_inline struct procmon_counters *this_cpu_counters(void)
@@ -100,6 +160,12 @@ static __always_inline struct procmon_counters *this_cpu_counters(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&counters, &zero);
+}
+
+/* Atomic although the counter is this CPU's own: a run may be preempted between reading and writing. */
+static __always_inline void count(__u64 *counter)
+{
+	__sync_fetch_and_add(counter, 1);
 }
 
 static __always_inline __u32 pid_number(struct pid *pid, bool innermost)
@@ -239,64 +305,71 @@ static __always_inline bool unlinked(struct dentry *dentry)
 	return !BPF_CORE_READ(dentry, d_hash.pprev) && BPF_CORE_READ(dentry, d_parent) != dentry;
 }
 
-static __always_inline struct cgroup *v1_cgroup(struct css_set *set, __u32 subsystem)
+/* How likely the cgroup is that of a container: a name that can hold a container's id first, then how deep it is. */
+static __always_inline int cgroup_rank(struct cgroup *cgroup)
 {
-	struct cgroup_subsys_state *state = NULL;
+	char name[CONTAINER_ID_BYTES + 1];
 
-	bpf_core_read(&state, sizeof(state),
-		      (char *)set + bpf_core_field_offset(struct css_set, subsys) + subsystem * sizeof(void *));
-	return BPF_CORE_READ(state, cgroup);
+	if (!cgroup->level)
+		return 0;
+	return bpf_probe_read_kernel_str(name, sizeof(name), cgroup->kn->name) == sizeof(name) ? 1000 + cgroup->level :
+												 cgroup->level;
 }
 
-/* Takes the v1 hierarchy of `subsystem` if this kernel has it and the task is not in its root there. */
-#define TRY_V1(subsystem)                                                                          \
-	if (!level && bpf_core_enum_value_exists(enum cgroup_subsys_id, subsystem)) {              \
-		cgroup = v1_cgroup(set, bpf_core_enum_value(enum cgroup_subsys_id, subsystem));    \
-		level = BPF_CORE_READ(cgroup, level);                                              \
-		if (level)                                                                         \
-			head->facts |= PROCMON_FACT_CGROUP_V1;                                     \
+/* Takes the cgroup in the hierarchy of `subsystem` if that is one of v1 and it ranks higher. */
+#define TRY_V1(subsystem)                                                                               \
+	if (bpf_core_enum_value_exists(enum cgroup_subsys_id, subsystem)) {                             \
+		candidate = set->subsys[bpf_core_enum_value(enum cgroup_subsys_id, subsystem)]->cgroup; \
+		if (candidate->root != unified->root && candidate->level) {                             \
+			if (rank < 0)                                                                   \
+				rank = cgroup_rank(unified);                                            \
+			candidate_rank = cgroup_rank(candidate);                                        \
+			if (candidate_rank > rank) {                                                    \
+				rank = candidate_rank;                                                  \
+				cgroup = candidate;                                                     \
+				head->facts |= PROCMON_FACT_CGROUP_V1;                                  \
+			}                                                                               \
+		}                                                                                       \
 	}
 
 /*
- * The unified hierarchy's path; on v1 and hybrid hosts, where that is absent or unused (its root), the first of the
- * v1 controllers' in which the task is not in the root.
+ * The path of the cgroup in the unified hierarchy. Where controllers are on v1 hierarchies (v1, hybrid), that of the one
+ * which ranks highest among all: a container's runtime has to put it into those, but older ones leave it in its
+ * daemon's unit in the unified hierarchy; and a unit that has no use for a controller is higher up in that controller's.
  */
 static __always_inline void append_cgroup(struct buffer *buffer, struct task_struct *task)
 {
 	struct procmon_task *head = &buffer->exec.task;
-	struct css_set *set = BPF_CORE_READ(task, cgroups);
-	struct cgroup *unified = BPF_CORE_READ(set, dfl_cgrp), *cgroup = unified;
+	struct css_set *set = task->cgroups;
+	struct cgroup *unified = set->dfl_cgrp, *cgroup = unified, *candidate;
 	struct kernfs_node *node, *parent;
+	int i, rank = -1, candidate_rank;
 	__u32 end;
 	long length;
-	int i, level;
 
-	level = BPF_CORE_READ(cgroup, level);
 	TRY_V1(memory_cgrp_id)
 	TRY_V1(pids_cgrp_id)
 	TRY_V1(cpu_cgrp_id)
 	TRY_V1(devices_cgrp_id)
 	TRY_V1(freezer_cgrp_id)
-	if (!level)
-		cgroup = unified;
 
-	node = BPF_CORE_READ(cgroup, kn);
+	node = cgroup->kn;
 	if (!node) {
 		head->unread |= PROCMON_FIELD_CGROUP;
 		return;
 	}
-	head->cgroup_id = BPF_CORE_READ(node, id);
+	head->cgroup_id = node->id;
 	for (i = 0; i < CGROUP_LEVELS_MAX; i++) {
 		if (bpf_core_field_exists(node->parent))
-			parent = BPF_CORE_READ(node, parent);
+			parent = node->parent;
 		else
-			parent = BPF_CORE_READ((struct kernfs_node___rcu *)node, __parent);
+			parent = ((struct kernfs_node___rcu *)node)->__parent;
 		if (!parent)
 			return;
 		end = buffer->end;
 		if (end > PROCMON_PATHS_MAX - NAME_BYTES)
 			break;
-		length = bpf_probe_read_kernel_str(&buffer->strings[end], NAME_BYTES, BPF_CORE_READ(node, name));
+		length = bpf_probe_read_kernel_str(&buffer->strings[end], NAME_BYTES, node->name);
 		if (length <= 0 || length > NAME_BYTES) {
 			head->unread |= PROCMON_FIELD_CGROUP;
 			return;
@@ -359,7 +432,31 @@ static __always_inline void append_arguments(struct buffer *buffer, struct mm_st
 	buffer->end = end + bytes;
 }
 
-static __always_inline struct buffer *take_buffer(__u64 owner)
+/*
+ * Takes `buffer` if nobody else has it.
+ *
+ * Every user is in the count from before it looks until after it leaves, so whoever reads 1 is alone, and stays so:
+ * all others read 2 or more and leave again. (Two that look at once may both leave; then both try the next buffer.)
+ * An addition that does not give the old value is the one atomic instruction that 5.10 knows: no compare-and-exchange
+ * before 5.12, 5ffa25502b5a ("bpf: Add instructions for atomic_[cmp]xchg").
+ */
+static __always_inline bool take(struct buffer *buffer)
+{
+	__sync_fetch_and_add(&buffer->users, 1);
+	if (*(volatile __u64 *)&buffer->users == 1) {
+		buffer->end = 0;
+		return true;
+	}
+	__sync_fetch_and_add(&buffer->users, -1);
+	return false;
+}
+
+static __always_inline void release(struct buffer *buffer)
+{
+	__sync_fetch_and_add(&buffer->users, -1);
+}
+
+static __always_inline struct buffer *take_buffer(void)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct buffer *buffer;
@@ -368,17 +465,13 @@ static __always_inline struct buffer *take_buffer(__u64 owner)
 	/* BUFFERS_PER_CPU tries, written out. */
 	key = cpu;
 	buffer = bpf_map_lookup_elem(&buffers, &key);
-	if (buffer && buffer->owner == 0)
-		goto taken;
+	if (buffer && take(buffer))
+		return buffer;
 	key = cpu + config.cpus;
 	buffer = bpf_map_lookup_elem(&buffers, &key);
-	if (buffer && buffer->owner == 0)
-		goto taken;
+	if (buffer && take(buffer))
+		return buffer;
 	return NULL;
-taken:
-	buffer->owner = owner;
-	buffer->end = 0;
-	return buffer;
 }
 
 /*
@@ -408,7 +501,7 @@ static __always_inline void fill_exec(struct buffer *buffer, struct task_struct 
 	exec->args_kept_bytes = 0;
 	exec->reserved = 0;
 
-	append_string(buffer, filename, PATH_BYTES, PROCMON_FIELD_FILENAME);
+	append_string(buffer, filename, FILENAME_BYTES, PROCMON_FIELD_FILENAME);
 	exec->filename_bytes = buffer->end;
 
 	start = buffer->end;
@@ -442,32 +535,25 @@ int BPF_PROG(on_exec, struct task_struct *task, pid_t old_pid, struct linux_binp
 {
 	struct procmon_counters *counts = this_cpu_counters();
 	struct buffer *buffer;
-	__u64 owner;
 	__u32 bytes;
 
 	if (!counts)
 		return 0;
-	counts->made[PROCMON_EXEC] += 1;
-
-	/* No two runs at one time are for the same thread, so its id tells them apart. */
-	owner = bpf_get_current_pid_tgid();
-	buffer = take_buffer(owner);
+	count(&counts->made[PROCMON_EXEC]);
+	buffer = take_buffer();
 	if (!buffer) {
-		counts->lost_no_buffer[PROCMON_EXEC] += 1;
+		count(&counts->lost_no_buffer[PROCMON_EXEC]);
 		return 0;
 	}
 	fill_exec(buffer, task, bprm);
-	if (buffer->owner != owner) {
-		counts->lost_no_buffer[PROCMON_EXEC] += 1;
-		return 0;
-	}
 	bytes = buffer->end;
 	if (bytes > sizeof(buffer->strings))
 		bytes = sizeof(buffer->strings);
 	if (bpf_ringbuf_output(&ring, &buffer->exec, sizeof(buffer->exec) + bytes,
 			       wake_flags(buffer->exec.task.time_ns)))
-		counts->lost_ring_full[PROCMON_EXEC] += 1;
-	buffer->owner = 0;
+		count(&counts->lost_ring_full[PROCMON_EXEC]);
+	see_clock(task, buffer->exec.task.time_ns);
+	release(buffer);
 	return 0;
 }
 
@@ -483,26 +569,61 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	counts = this_cpu_counters();
 	if (!counts)
 		return 0;
-	counts->made[PROCMON_FORK] += 1;
+	count(&counts->made[PROCMON_FORK]);
 	fork = bpf_ringbuf_reserve(&ring, sizeof(*fork), 0);
 	if (!fork) {
-		counts->lost_ring_full[PROCMON_FORK] += 1;
+		count(&counts->lost_ring_full[PROCMON_FORK]);
 		return 0;
 	}
 	fill_task(&fork->task, child, PROCMON_FORK);
 	if (child->mm == parent->mm)
 		fork->task.facts |= PROCMON_FACT_VFORK;
+	see_clock(parent, fork->task.time_ns);
 	bpf_ringbuf_submit(fork, wake_flags(fork->task.time_ns));
 	return 0;
 }
 
+static __always_inline struct task_struct *thread_of(struct list_head *node)
+{
+	return (void *)node - bpf_core_field_offset(struct task_struct, thread_node);
+}
+
 /*
- * Sums of what the process's threads used: signal_struct has those that were released, the thread list the others.
- * Between the two a thread that is being released right now may be missed.
+ * Is `task`, which goes, the last thread of its process?
+ *
+ * Each thread takes itself off signal->live in do_exit() before it comes here, and none can be added once that is 0. So
+ * the one that makes it 0 finds 0 here. But others that took themselves off before may find 0 too, if they come here
+ * later; and too early to see the leader's exit code, which is set in between. Since 6.16 ("exit: move and extend
+ * sched_process_exit() tracepoint") the kernel says who it was.
+ *
+ * Before, each thread gave up its mm between setting its exit code and coming here. So also ask for that, of all
+ * threads: whoever gives it up last is sure to find it so, and everything is set by then. Another one that gave it up
+ * just before may find the same, and the exit is told twice, with the same content: the lineage knows the process by
+ * its identity and drops the second.
  */
-static __always_inline void fill_usage(struct procmon_exit *exit, struct task_struct *task)
+static __always_inline bool last_thread(struct task_struct *task)
 {
 	struct signal_struct *signal = task->signal;
+	struct list_head *head = (void *)signal + bpf_core_field_offset(struct signal_struct, thread_head);
+	struct list_head *node;
+	int i;
+
+	if (signal->live.counter != 0)
+		return false;
+	node = BPF_CORE_READ(signal, thread_head.next);
+	for (i = 0; i < THREADS_MAX; i++) {
+		if (!node || node == head)
+			break;
+		if (BPF_CORE_READ(thread_of(node), mm))
+			return false;
+		node = BPF_CORE_READ(node, next);
+	}
+	return true;
+}
+
+/* One reading of the sums of what all threads used: of those that were released, and of those on the list. */
+static __always_inline void sum_usage(struct procmon_exit *exit, struct signal_struct *signal)
+{
 	struct list_head *head = (void *)signal + bpf_core_field_offset(struct signal_struct, thread_head);
 	struct list_head *node = BPF_CORE_READ(signal, thread_head.next);
 	bool io = bpf_core_field_exists(struct task_io_accounting, rchar);
@@ -512,19 +633,14 @@ static __always_inline void fill_usage(struct procmon_exit *exit, struct task_st
 	exit->utime_ns = signal->utime;
 	exit->stime_ns = signal->stime;
 	exit->runtime_ns = signal->sum_sched_runtime;
-	exit->max_rss_pages = signal->maxrss;
-	exit->read_bytes = 0;
-	exit->written_bytes = 0;
 	if (io) {
-		exit->read_bytes = BPF_CORE_READ(signal, ioac.rchar);
-		exit->written_bytes = BPF_CORE_READ(signal, ioac.wchar);
-	} else {
-		exit->task.unread |= PROCMON_FIELD_USAGE_IO;
+		exit->read_bytes = signal->ioac.rchar;
+		exit->written_bytes = signal->ioac.wchar;
 	}
 	for (i = 0; i < THREADS_MAX; i++) {
 		if (!node || node == head)
 			return;
-		thread = (void *)node - bpf_core_field_offset(struct task_struct, thread_node);
+		thread = thread_of(node);
 		exit->utime_ns += BPF_CORE_READ(thread, utime);
 		exit->stime_ns += BPF_CORE_READ(thread, stime);
 		exit->runtime_ns += BPF_CORE_READ(thread, se.sum_exec_runtime);
@@ -537,26 +653,60 @@ static __always_inline void fill_usage(struct procmon_exit *exit, struct task_st
 	exit->task.cut |= PROCMON_FIELD_USAGE_CPU | PROCMON_FIELD_USAGE_IO;
 }
 
+/* signal->stats_lock's sequence. It is the first member of all the types that this lock has had. */
+static __always_inline __u32 stats_sequence(struct signal_struct *signal)
+{
+	__u32 sequence = 0;
+
+	bpf_core_read(&sequence, sizeof(sequence),
+		      (void *)signal + bpf_core_field_offset(struct signal_struct, stats_lock));
+	return sequence;
+}
+
+static __always_inline void fill_usage(struct procmon_exit *exit, struct task_struct *task)
+{
+	struct signal_struct *signal = task->signal;
+	__u32 sequence;
+
+	exit->max_rss_pages = signal->maxrss;
+	exit->read_bytes = 0;
+	exit->written_bytes = 0;
+	if (!bpf_core_field_exists(struct task_io_accounting, rchar))
+		exit->task.unread |= PROCMON_FIELD_USAGE_IO;
+	/* kernel/exit.c, __exit_signal(): a thread goes from the list into the sums under this lock. */
+	sequence = stats_sequence(signal);
+	sum_usage(exit, signal);
+	if (!(sequence & 1) && stats_sequence(signal) == sequence)
+		return;
+	/* One more try: more than that has not been seen to be needed. */
+	sequence = stats_sequence(signal);
+	sum_usage(exit, signal);
+	if (sequence & 1 || stats_sequence(signal) != sequence)
+		exit->task.cut |= PROCMON_FIELD_USAGE_CPU | PROCMON_FIELD_USAGE_IO;
+}
+
 SEC("tp_btf/sched_process_exit")
-int BPF_PROG(on_exit, struct task_struct *task)
+int BPF_PROG(on_exit, struct task_struct *task, bool group_dead)
 {
 	struct signal_struct *signal = task->signal;
 	struct procmon_counters *counts;
 	struct procmon_exit *exit;
 
-	/*
-	 * The process is over when its last thread goes. Two threads that go at the same time may both find 0 here and
-	 * tell of one exit twice; the lineage knows the process by its identity and drops the second.
-	 */
-	if (signal->live.counter != 0 || task->flags & PF_KTHREAD)
+	if (task->flags & PF_KTHREAD)
 		return 0;
+	if (bpf_core_type_exists(btf_trace_sched_process_exit)) {
+		if (!group_dead)
+			return 0;
+	} else if (!last_thread(task)) {
+		return 0;
+	}
 	counts = this_cpu_counters();
 	if (!counts)
 		return 0;
-	counts->made[PROCMON_EXIT] += 1;
+	count(&counts->made[PROCMON_EXIT]);
 	exit = bpf_ringbuf_reserve(&ring, sizeof(*exit), 0);
 	if (!exit) {
-		counts->lost_ring_full[PROCMON_EXIT] += 1;
+		count(&counts->lost_ring_full[PROCMON_EXIT]);
 		return 0;
 	}
 	fill_task(&exit->task, task, PROCMON_EXIT);
@@ -569,6 +719,8 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (signal->oom_mm)
 		exit->task.facts |= PROCMON_FACT_OOM_VICTIM;
 	fill_usage(exit, task);
+	see_clock(task, exit->task.time_ns);
+	exit->runtime_ns += running_ns(task, exit->task.time_ns);
 	bpf_ringbuf_submit(exit, wake_flags(exit->task.time_ns));
 	return 0;
 }
@@ -580,14 +732,12 @@ int on_task(struct bpf_iter__task *context)
 	struct task_struct *task = context->task;
 	struct buffer *buffer;
 	__u32 bytes;
-	__u64 owner;
 
 	/* Threads, and processes of which only the zombie is left. */
 	if (!task || task->pid != task->tgid || task->signal->live.counter == 0)
 		return 0;
-	/* This runs in the agent's own thread, which cannot exec at the same time: any free buffer will do. */
-	owner = bpf_get_current_pid_tgid();
-	buffer = take_buffer(owner);
+	buffer = take_buffer();
+	/* read(2) then gives EAGAIN, or what there is so far: the reader tries again, and this task comes again. */
 	if (!buffer)
 		return 1;
 	fill_task(&buffer->exec.task, task, PROCMON_TASK);
@@ -602,8 +752,8 @@ int on_task(struct bpf_iter__task *context)
 	append_cgroup(buffer, task);
 	bytes = buffer->end;
 	buffer->exec.cgroup_bytes = bytes;
-	if (bytes <= PROCMON_PATHS_MAX && buffer->owner == owner)
+	if (bytes <= PROCMON_PATHS_MAX)
 		bpf_seq_write(seq, &buffer->exec, sizeof(buffer->exec) + bytes);
-	buffer->owner = 0;
+	release(buffer);
 	return 0;
 }
