@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from otel_procmon.decode.errors import DecodeError
-from otel_procmon.decode.fields import PLACE, Fields, json_type
+from otel_procmon.decode.fields import PLACE, UINT32_MAX, Fields, json_type
 from otel_procmon.events import Container, Event, Exec, Exit, Pod, Process
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _exit(document: dict[str, Any], raw: dict[str, Any], place: str, observed_un
 def _event(document: dict[str, Any], kind: str, place: str, ledger: Ledger) -> Fields:
     value = document[kind]
     if not isinstance(value, dict):
-        raise DecodeError(f"{place}: {kind} is a {json_type(value)}, not an object")
+        raise DecodeError(f"{place}: {kind} is a JSON {json_type(value)}, not an object")
     return Fields(value, kind, ledger)
 
 
@@ -277,7 +277,7 @@ def _pid_of(exec_id: str | None) -> int | None:
         pid = base64.b64decode(exec_id, validate=True).rpartition(b":")[2]
     except (binascii.Error, ValueError):
         return None
-    return int(pid) if pid.isdigit() and len(pid) <= 10 else None
+    return int(pid) if pid.isdigit() and len(pid) <= 10 and int(pid) <= UINT32_MAX else None
 
 
 def _parent_exec_id(fields: Fields, exec_id: str) -> str | None:
