@@ -60,7 +60,7 @@ class Capture:
     """How events are taken from the kernel."""
 
     poll_interval_ns: int = 100 * _MS
-    ring_bytes: int = 8 * _MIB
+    ring_bytes: int = 16 * _MIB
     wake_fraction: float = 0.25
     arguments_max_bytes: int = 64 * _KIB
     snapshot: bool = True
