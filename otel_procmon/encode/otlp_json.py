@@ -107,8 +107,27 @@ def _link(link: SpanRef) -> _Json:
     return {"traceId": link.trace_id.hex(), "spanId": link.span_id.hex(), "flags": _CONTEXT_HAS_IS_REMOTE}
 
 
-def _attributes(attributes: Mapping[str, AttributeValue]) -> list[_Json]:
-    return [{"key": name, "value": _value(value)} for name, value in attributes.items()]
+def _attributes(attributes: Mapping[str, AttributeValue]) -> msgspec.Raw:
+    return msgspec.Raw(b"[" + b",".join([_attribute(name, value) for name, value in attributes.items()]) + b"]")
+
+
+_KNOWN_MAX: Final = 16_384
+_LONG: Final = 256
+_known: Final[dict[tuple[str, type, AttributeValue], bytes]] = {}
+"""Attributes as they were encoded before: most of them come again, in the next record or the next batch."""
+
+
+def _attribute(name: str, value: AttributeValue) -> bytes:
+    # The type is part of the key because True, 1 and 1.0 are equal.
+    key = (name, type(value), value)
+    encoded = _known.get(key)
+    if encoded is None:
+        encoded = msgspec.json.encode({"key": name, "value": _value(value)})
+        if len(encoded) <= _LONG:
+            if len(_known) >= _KNOWN_MAX:
+                _known.clear()
+            _known[key] = encoded
+    return encoded
 
 
 def _value(value: AttributeValue) -> _Json:
