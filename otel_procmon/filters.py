@@ -118,6 +118,9 @@ def read_filter_file(path: str) -> tuple[list[FilterEntry], list[FilterEntry]]:
         document = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise FilterError(f"The filter file {path} cannot be read: {error.strerror or error}.") from error
+    except (LookupError, AttributeError) as error:
+        # How PyYAML takes a `!!bool` or a `!!timestamp` that is none.
+        raise FilterError(f"The filter file {path} is not valid YAML: a value does not fit its tag.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise FilterError(f"The filter file {path} is not valid YAML: {reason}") from error
@@ -419,7 +422,7 @@ def _event_set(values: Sequence[Any], place: str) -> Test:
     for value in values:
         if isinstance(value, int) and not isinstance(value, bool):
             names.add(_EVENT_NUMBERS.get(value, ""))
-        elif value in _EVENT_NAMES:
+        elif isinstance(value, str) and value in _EVENT_NAMES:
             names.add(value)
         else:
             raise FilterError(f"{place}: {value!r} is not a kind of event.")
