@@ -416,6 +416,14 @@ def test_previous_image_and_parent(
     assert event.previous_is_fork is (None if previous is None else False)
 
 
+def test_an_image_that_replaced_another_is_nobodys_child_by_its_exit() -> None:
+    event = decode_exit(
+        exit_event(process={**PROCESS, "flags": "execve", "parent_exec_id": BASH["exec_id"]}, parent=BASH)
+    )
+    assert event.process is not None
+    assert (event.parent_exec_id, event.parent_pid, event.process.parent_pid) == (BASH["exec_id"], None, None)
+
+
 @pytest.mark.parametrize("missing", ["exec_id", "start_time"])
 def test_a_parent_that_is_half_described_is_known_by_its_id_alone(missing: str) -> None:
     event = decode_exec(exec_event(parent={name: value for name, value in PARENT.items() if name != missing}))

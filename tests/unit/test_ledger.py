@@ -40,6 +40,7 @@ def test_lost_is_the_sum_of_all_places() -> None:
     ledger.count("deliver.logs", "lost", 5)
     ledger.count("deliver.logs", "exported", 100)
     ledger.count("lost and found", "exported", 1000)
+    ledger.count("deliver.logs", "found, not lost", 10_000)
     assert ledger.lost() == 12
 
 
