@@ -3,13 +3,12 @@
 import os
 from pathlib import Path
 
-import pytest
-
 from otel_procmon.decode.tetragon import decode_tetragon
 from otel_procmon.events import Event, Exec, Exit
 from otel_procmon.ledger import Ledger
 from otel_procmon.lineage.image import Ended, Happening, Image, SpanRef, Started
 from otel_procmon.source.json_stream import JsonSplitter
+from tests.kernel.truth.running import cannot_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OWN_EVENTS = Path(__file__).parent / "data" / "tetragon-events.jsonl"
@@ -20,10 +19,7 @@ def real_data(name: str) -> Path:
     directory = Path(os.environ.get("PROCMON_TETRAGON_DATA", REPOSITORY.parent / "shared" / "data"))
     path = directory / name
     if not path.exists():
-        reason = f"{path} is missing: set PROCMON_TETRAGON_DATA to a directory with it"
-        if "data" in os.environ.get("PROCMON_REQUIRE", "").split(","):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        cannot_run("data", f"{path} is missing: set PROCMON_TETRAGON_DATA to a directory with it")
     return path
 
 
