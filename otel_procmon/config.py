@@ -81,7 +81,7 @@ class LineageOptions:
     """How much of the past is remembered."""
 
     max_images: int = 131_072
-    grace_ns: int = 30 * _S
+    grace_ns: int = 10 * _S
     sweep_interval_ns: int = 30 * _S
 
 

@@ -40,7 +40,7 @@ PROC: Final = Path("/proc")
 _PROGRAMS: Final = ("on_fork", "on_exec", "on_exit")
 """In the order in which they are attached: an exec or exit that is seen had its fork seen or is in the snapshot."""
 _ITERATOR: Final = "on_task"
-READ_LIMIT: Final = 8192
+READ_LIMIT: Final = 2048
 """Records taken at one go, so that what is read is bounded while the machine forks as fast as it can."""
 
 _CONFIG: Final = struct.Struct("<" + "".join(format_ for _, format_ in CONFIG))
