@@ -24,6 +24,8 @@ class Container(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     image_name: str | None = None
     start_time: str | None = None
     """RFC 3339, as the source wrote it."""
+    maybe_exec_probe: bool = False
+    """Tetragon takes what runs for one of the container's exec probes."""
 
 
 class Pod(msgspec.Struct, frozen=True, kw_only=True):

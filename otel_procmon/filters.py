@@ -192,9 +192,13 @@ def _entry(entry: FilterEntry | Mapping[str, Any], list_name: str, number: int) 
         place = f"{entry.place}: {key}"
         if name in _NOT_DERIVABLE:
             raise FilterError(f"{place} cannot be evaluated here: {_NOT_DERIVABLE[name]}.")
-        if name not in _FIELDS:
-            raise FilterError(f"{place} is not a filter field; known are {', '.join(sorted(_FIELDS))}.")
+        if name not in _FIELDS and name != "health_check":
+            known = sorted([*_FIELDS, "health_check"])
+            raise FilterError(f"{place} is not a filter field; known are {', '.join(known)}.")
         if value is None:
+            continue
+        if name == "health_check":
+            tests.append(_health_check(value, place))
             continue
         if not isinstance(value, list):
             raise FilterError(f"{place} must be a list.")
@@ -430,6 +434,21 @@ def _event_set(values: Sequence[Any], place: str) -> Test:
     return lambda happening: begins if isinstance(happening, Started) else ends
 
 
+def _health_check(value: Any, place: str) -> Test:
+    """Whether Tetragon takes it for an exec probe of its container; its own default list denies those.
+
+    Of processes without a pod's metadata nothing of the kind is known, and they are none.
+    """
+    if not isinstance(value, bool):
+        raise FilterError(f"{place} must be true or false.")
+
+    def test(happening: Happening) -> bool:
+        container = happening.image.process.container
+        return (container is not None and container.maybe_exec_probe) is value
+
+    return test
+
+
 _FIELDS: Mapping[str, Callable[[Sequence[Any], str], Test]] = {
     "ancestor_binary_regex": _ancestor_binary_regex,
     "arguments_regex": _arguments_regex,
@@ -450,7 +469,6 @@ _FIELDS: Mapping[str, Callable[[Sequence[Any], str], Test]] = {
 _NOT_DERIVABLE = {
     "capabilities": "events do not carry capabilities",
     "cel_expression": "there is no evaluator for CEL",
-    "health_check": "the probes of a pod are not known; use arguments_regex or binary_regex for them",
     "in_init_tree": "it is not known which processes descend from a container's first one",
     "policy_names": "there are no tracing policies",
 }

@@ -71,6 +71,14 @@ class Fields:
         self._ignore(name)
         return None
 
+    def truth(self, name: str) -> bool:
+        """A boolean; false where there is none."""
+        value = self._values.get(name)
+        if value is None or isinstance(value, bool):
+            return value or False
+        self._ignore(name)
+        return False
+
     def user_id(self, name: str) -> int | None:
         """A user or group id; None where it is 4294967295, which says that it was not set."""
         value = self.number(name)

@@ -422,4 +422,5 @@ def _container(fields: Fields) -> Container | None:
         image_id=None if image is None else image.text("id"),
         image_name=None if image is None else image.text("name"),
         start_time=start_time,
+        maybe_exec_probe=fields.truth("maybe_exec_probe"),
     )

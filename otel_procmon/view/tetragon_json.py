@@ -145,6 +145,8 @@ def _pod(process: Process, pod: Pod) -> dict[str, Any]:
             part["start_time"] = container.start_time
         if process.vpid is not None:
             part["pid"] = process.vpid
+        if container.maybe_exec_probe:
+            part["maybe_exec_probe"] = True
         document["container"] = part
     # protojson writes the entries of a map in the order of their keys.
     if pod.labels:

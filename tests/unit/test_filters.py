@@ -239,6 +239,21 @@ def test_options_and_lists(options: dict[str, Any], fields: dict[str, Any], acce
     assert Filter.of(**options).accepts(started(image(**fields))) is accepted
 
 
+@pytest.mark.parametrize(
+    ("entry", "probe", "accepted"),
+    [
+        ({"health_check": True}, True, False),
+        ({"health_check": True}, False, True),
+        ({"healthCheck": False}, True, True),
+        ({"health_check": False}, False, False),
+    ],
+)
+def test_health_checks_that_tetragon_marks(entry: dict[str, Any], probe: bool, accepted: bool) -> None:
+    fields = {**XWING, "container": Container(id=ID, maybe_exec_probe=probe)}
+    assert Filter.of(deny=[entry]).accepts(started(image(**fields))) is accepted
+    assert Filter.of(deny=[{"health_check": True}]).accepts(started(image(**HOST)))
+
+
 ENTRIES = st.fixed_dictionaries(
     {},
     optional={
@@ -295,7 +310,7 @@ def test_and_within_or_between_deny_wins(
         ),
         ({"allow": [{7: ["x"]}]}, "entry 1: 7 is not a filter field"),
         # To pass over what cannot be told would let out what somebody wanted to keep in
-        ({"deny": [{"health_check": True}]}, "entry 1: health_check cannot be evaluated here: "),
+        ({"deny": [{"health_check": ["x"]}]}, "entry 1: health_check must be true or false."),
         ({"deny": [{"cel_expression": ["x"]}]}, "entry 1: cel_expression cannot be evaluated here: "),
         ({"deny": [{"inInitTree": True}]}, "entry 1: inInitTree cannot be evaluated here: "),
     ],
