@@ -117,7 +117,7 @@ struct procmon_exit {
 	/* As waitpid(2) encodes it: low 7 bits the signal, 0x80 core dumped, the status in the next 8. */
 	__u32 wait_status;
 	__u32 reserved;
-	/* Raw sums over all threads; wire.py scales them as the kernel does for getrusage(2). */
+	/* Raw sums over all threads; decode/kernel.py scales them as the kernel does for getrusage(2). */
 	__u64 utime_ns;
 	__u64 stime_ns;
 	__u64 runtime_ns;
