@@ -316,14 +316,15 @@ _OPTIONS: Final = (
         "source",
         _SOURCE,
         "Where events come from: `ebpf` (this host's kernel), `tetragon:PATH` or `tetragon:-` (Tetragon's JSON, from a "
-        "file or standard input).",
+        "file or standard input), `recording:PATH` (what `--record` wrote).",
     ),
     _Option(
         "",
         "outputs",
         _OUTPUTS,
-        "Where they go: `otlp` (as the OTEL_ variables say), `otlp-json:PATH` (OTLP as JSON lines), `json` or "
-        "`json:PATH` (as Tetragon writes it), `compact` or `compact:PATH` (a line for people).",
+        "Where they go: `otlp` (as the OTEL_ variables say), `otlp-json` (OTLP as JSON lines), `json` (as Tetragon "
+        "writes it), `compact` (a line for people); the latter three to standard output, or to a file as in "
+        "`compact:PATH`.",
     ),
     _Option(
         "filters",
