@@ -62,7 +62,7 @@ require_libbpf() {
 		return
 	fi
 	if can_install; then
-		install_packages libbpf1 2>/dev/null || true
+		install_packages libbpf1 || true
 		if has_libbpf; then
 			return
 		fi
@@ -72,7 +72,7 @@ require_libbpf() {
 	cat >&2 <<-'END'
 		    apt-get install -y git make gcc libc6-dev pkg-config libelf-dev zlib1g-dev
 		    git clone --depth 1 --branch v1.4.7 https://github.com/libbpf/libbpf
-		    make -C libbpf/src install_uapi_headers install LIBDIR=/usr/local/lib && ldconfig
+		    make -C libbpf/src install LIBDIR=/usr/local/lib && ldconfig
 	END
 	return 1
 }
@@ -97,8 +97,9 @@ make_venv() {
 build_wheel() {
 	local copy
 	copy=$(mktemp -d)
-	cp -R "$1/otel_procmon" "$1/pyproject.toml" "$copy"
-	cp "$1"/README.md "$1"/LICENSE "$copy" 2>/dev/null || true
+	mkdir "$copy/bpf"
+	cp -R "$1"/{otel_procmon,pyproject.toml,README.md,LICENSE} "$copy"
+	cp "$1"/bpf/LICENSE.* "$copy/bpf"
 	"$2" -m pip wheel -q --no-deps -w "$3" "$copy"
 	local status=$?
 	rm -rf "$copy"
