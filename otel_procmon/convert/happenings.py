@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_procmon.convert import attributes as names
-from otel_procmon.convert.records import LogRecord, Span
+from otel_procmon.convert.records import LogRecord, Shared, Span
 from otel_procmon.convert.text import encodable
 from otel_procmon.events import Discovered
 from otel_procmon.lineage.image import Ended, Happening, Opened, Started, executable_name
@@ -39,7 +39,7 @@ _MAX_INT64: Final = 2**63 - 1
 class _Remembered(NamedTuple):
     process: Process
     resource: Resource
-    attributes: Attributes
+    shared: Shared
 
 
 class Converter:
@@ -86,7 +86,7 @@ class Converter:
 
     def _started(self, started: Started) -> list[Record]:
         image, event = started
-        resource, attributes = self._of(image)
+        resource, shared = self._of(image)
         discovered = isinstance(event, Discovered)
         return [
             LogRecord(
@@ -96,15 +96,16 @@ class Converter:
                 observed_unix_ns=_time(event.observed_unix_ns),
                 severity_number=SEVERITY_INFO,
                 body=self._text(started, image),
-                attributes=attributes,
+                attributes={},
+                shared=shared,
                 span=image.span,
             )
         ]
 
     def _opened(self, opened: Opened) -> list[Record]:
         image = opened.image
-        resource, attributes = self._of(image)
-        attributes[names.PROCMON_SPAN] = "open"
+        resource, shared = self._of(image)
+        attributes: Attributes = {names.PROCMON_SPAN: "open"}
         _entry(image, attributes)
         start = _time(image.process.start_unix_ns)
         return [
@@ -117,14 +118,16 @@ class Converter:
                 end_unix_ns=start + OPENING_SPAN_NS,
                 error=False,
                 attributes=attributes,
+                shared=shared,
                 links=(image.link,) if image.link else (),
             )
         ]
 
     def _ended(self, ended: Ended) -> list[Record]:
         image, event, _ = ended
-        resource, attributes = self._of(image)
+        resource, shared = self._of(image)
         self._images.pop(image, None)
+        attributes: Attributes = {}
         if event is not None:
             _exit(event, attributes)
         elif image.ended is not None and image.ended != "exit":
@@ -133,7 +136,7 @@ class Converter:
         error = failure is not None and self._failed_status
         if failure is not None and error:
             attributes[names.ERROR_TYPE] = failure
-        records: list[Record] = [self._life(image, resource, dict(attributes), error=error)]
+        records: list[Record] = [self._life(image, resource, shared, dict(attributes), error=error)]
         if event is not None or image.ended == "lost":
             records.append(
                 LogRecord(
@@ -144,12 +147,13 @@ class Converter:
                     severity_number=SEVERITY_INFO if failure is None else SEVERITY_WARN,
                     body=self._text(ended, image),
                     attributes=attributes,
+                    shared=shared,
                     span=image.span,
                 )
             )
         return records
 
-    def _life(self, image: Image, resource: Resource, attributes: Attributes, *, error: bool) -> Span:
+    def _life(self, image: Image, resource: Resource, shared: Shared, attributes: Attributes, *, error: bool) -> Span:
         """The span from an image's start to its end, alone or under the opening span."""
         start = _time(image.process.start_unix_ns)
         span, parent_span_id, links = image.span, image.parent_span_id, (image.link,) if image.link else ()
@@ -172,22 +176,22 @@ class Converter:
             end_unix_ns=max(start, _time(image.end_unix_ns)),
             error=error,
             attributes=attributes,
+            shared=shared,
             links=links,
         )
 
-    def _of(self, image: Image) -> tuple[Resource, Attributes]:
-        """Resource of an image, and a fresh copy of the attributes that all of its records share."""
+    def _of(self, image: Image) -> tuple[Resource, Shared]:
+        """Resource of an image, and the attributes that all of its records share."""
         known = self._images.get(image)
         if known is None or known.process is not image.process:
-            resource = self._resources.of(image.process)
-            known = _Remembered(image.process, resource, self._process(image))
+            attributes = self._process(image)
+            _lineage(image, attributes)
+            known = _Remembered(image.process, self._resources.of(image.process), Shared(attributes))
             self._images[image] = known
         self._images.move_to_end(image)
         while len(self._images) > self._remembered:
             self._images.popitem(last=False)
-        attributes = dict(known.attributes)
-        _lineage(image, attributes)
-        return known.resource, attributes
+        return known.resource, known.shared
 
     def _process(self, image: Image) -> Attributes:
         """The attributes that tell what `image` runs, as whom and where."""
@@ -286,7 +290,7 @@ def _arguments(process: Process, attributes: Attributes) -> None:
 
 
 def _lineage(image: Image, attributes: Attributes) -> None:
-    """Where `image` comes from: also what is learnt after its first record."""
+    """Where `image` comes from."""
     _put_text(attributes, names.PROCMON_PARENT_EXEC_ID, image.parent_exec_id)
     _put_text(attributes, names.PROCMON_PARENT_EXECUTABLE_NAME, image.parent_name)
     _put_text(attributes, names.PROCMON_PARENT_EXECUTABLE_PATH, image.parent_binary)

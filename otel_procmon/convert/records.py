@@ -25,7 +25,21 @@ class Resource(NamedTuple):
     schema_url: str
 
 
-class LogRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class Shared:
+    """Attributes that several records have in common: all those of one image.
+
+    Each encoder keeps what it made of them here, so that they are encoded once for all of these records.
+    """
+
+    __slots__ = ("attributes", "otlp", "otlp_json")
+
+    def __init__(self, attributes: Attributes) -> None:
+        self.attributes = attributes
+        self.otlp: list[bytes] | None = None
+        self.otlp_json: bytes | None = None
+
+
+class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One OTLP log record."""
 
     resource: Resource
@@ -36,10 +50,17 @@ class LogRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """9 INFO, 13 WARN."""
     body: str
     attributes: Attributes
+    """Those that are not shared; no name is in both."""
+    shared: Shared | None = None
     span: SpanRef
 
+    @property
+    def all_attributes(self) -> Attributes:
+        """The shared ones and its own."""
+        return self.attributes if self.shared is None else {**self.shared.attributes, **self.attributes}
 
-class Span(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
     """One OTLP span, of kind INTERNAL."""
 
     resource: Resource
@@ -51,7 +72,14 @@ class Span(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     error: bool
     """Status Error; otherwise the status is unset."""
     attributes: Attributes
+    """Those that are not shared; no name is in both."""
+    shared: Shared | None = None
     links: Sequence[SpanRef] = ()
+
+    @property
+    def all_attributes(self) -> Attributes:
+        """The shared ones and its own."""
+        return self.attributes if self.shared is None else {**self.shared.attributes, **self.attributes}
 
 
 Record = LogRecord | Span

@@ -62,7 +62,7 @@ def readable(record: Record) -> dict[str, Any]:
             "start": format_rfc3339(record.start_unix_ns),
             "end": format_rfc3339(record.end_unix_ns),
             "status": "Error" if record.error else "Unset",
-            "attributes": record.attributes,
+            "attributes": record.all_attributes,
             "links": [{"trace_id": link.trace_id.hex(), "span_id": link.span_id.hex()} for link in record.links],
             "resource": dict(record.resource.attributes),
         }
@@ -74,6 +74,6 @@ def readable(record: Record) -> dict[str, Any]:
         "observed": format_rfc3339(record.observed_unix_ns),
         "severity_number": record.severity_number,
         "body": record.body,
-        "attributes": record.attributes,
+        "attributes": record.all_attributes,
         "resource": dict(record.resource.attributes),
     }

@@ -198,7 +198,7 @@ class Lane:
 def _estimate(record: Record) -> int:
     """About how many bytes `record` becomes: its names and values, and a little for each."""
     size = 200
-    for name, value in record.attributes.items():
+    for name, value in record.all_attributes.items():
         size += len(name) + 16
         if isinstance(value, str):
             size += len(value)

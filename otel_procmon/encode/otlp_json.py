@@ -17,7 +17,7 @@ from otel_procmon.convert.attributes import SCHEMA_URL
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from otel_procmon.convert.records import AttributeValue, LogRecord, Resource, Span
+    from otel_procmon.convert.records import AttributeValue, LogRecord, Resource, Shared, Span
     from otel_procmon.lineage.image import SpanRef
 
 SCOPE_NAME: Final = "otel_procmon"
@@ -76,7 +76,7 @@ def _log(record: LogRecord) -> _Json:
         "observedTimeUnixNano": str(record.observed_unix_ns),
         "severityNumber": record.severity_number,
         "body": {"stringValue": record.body},
-        "attributes": _attributes(record.attributes),
+        "attributes": _attributes(record.attributes, record.shared),
         "flags": _SAMPLED,
         "traceId": record.span.trace_id.hex(),
         "spanId": record.span.span_id.hex(),
@@ -93,7 +93,7 @@ def _span(record: Span) -> _Json:
         "kind": _KIND_INTERNAL,
         "startTimeUnixNano": str(record.start_unix_ns),
         "endTimeUnixNano": str(record.end_unix_ns),
-        "attributes": _attributes(record.attributes),
+        "attributes": _attributes(record.attributes, record.shared),
         "status": {"code": _STATUS_ERROR} if record.error else {},
     }
     if record.parent_span_id is not None:
@@ -107,8 +107,13 @@ def _link(link: SpanRef) -> _Json:
     return {"traceId": link.trace_id.hex(), "spanId": link.span_id.hex(), "flags": _CONTEXT_HAS_IS_REMOTE}
 
 
-def _attributes(attributes: Mapping[str, AttributeValue]) -> msgspec.Raw:
-    return msgspec.Raw(b"[" + b",".join([_attribute(name, value) for name, value in attributes.items()]) + b"]")
+def _attributes(attributes: Mapping[str, AttributeValue], shared: Shared | None = None) -> msgspec.Raw:
+    parts = [_attribute(name, value) for name, value in attributes.items()]
+    if shared is not None and shared.attributes:
+        if shared.otlp_json is None:
+            shared.otlp_json = b",".join([_attribute(name, value) for name, value in shared.attributes.items()])
+        parts.insert(0, shared.otlp_json)
+    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
 
 
 _KNOWN_MAX: Final = 16_384

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +46,11 @@ FULL: dict[str, Any] = {
     "cgroup": "/user.slice",
     "node": "worker",
 }
+
+
+def whole(record: Any) -> Any:
+    """The record with all of its attributes as its own."""
+    return msgspec.structs.replace(record, attributes=record.all_attributes, shared=None)
 
 
 def image_of(*, ended: Any = None, **fields: Any) -> Image:
@@ -110,7 +116,7 @@ COMMON: dict[str, Any] = {
 
 
 def test_exec() -> None:
-    assert converter().convert(started(image_of())) == [
+    assert [whole(record) for record in converter().convert(started(image_of()))] == [
         LogRecord(
             resource=HOST,
             event_name="process.exec",
@@ -129,14 +135,14 @@ def test_discovered() -> None:
     event = Discovered(time_unix_ns=END, observed_unix_ns=END + 1, process=image.process, parent_exec_id=None)
     (record,) = converter(body=lambda _: None).convert(Started(image, event))
     assert isinstance(record, LogRecord)
-    assert (record.event_name, record.time_unix_ns, record.attributes) == ("process.discovered", END, COMMON)
+    assert (record.event_name, record.time_unix_ns, record.all_attributes) == ("process.discovered", END, COMMON)
     assert record.body == "process /usr/bin/curl (pid 42) was already running"
 
 
 def test_exit() -> None:
     span, log = converter().convert(exit_of(image_of()))
     exited = {**COMMON, "process.exit.code": 0, "process.exit.time": "2023-11-14T22:13:25.123456789Z"}
-    assert span == Span(
+    assert whole(span) == Span(
         resource=HOST,
         name="curl",
         span=SpanRef(TRACE, SPAN),
@@ -146,7 +152,7 @@ def test_exit() -> None:
         error=False,
         attributes=exited,
     )
-    assert log == LogRecord(
+    assert whole(log) == LogRecord(
         resource=HOST,
         event_name="process.exit",
         time_unix_ns=END,
@@ -165,8 +171,8 @@ def test_failed_exit() -> None:
     assert span.error
     assert log.severity_number == 13
     for record in span, log:
-        assert record.attributes["process.exit.code"] == 42
-        assert record.attributes["error.type"] == "42"
+        assert record.all_attributes["process.exit.code"] == 42
+        assert record.all_attributes["error.type"] == "42"
 
 
 def test_failed_exit_that_is_configured_not_to_be_an_error() -> None:
@@ -175,8 +181,8 @@ def test_failed_exit_that_is_configured_not_to_be_an_error() -> None:
     assert isinstance(log, LogRecord)
     assert not span.error
     assert log.severity_number == 13
-    assert "error.type" not in span.attributes
-    assert "error.type" not in log.attributes
+    assert "error.type" not in span.all_attributes
+    assert "error.type" not in log.all_attributes
 
 
 def test_death_by_signal_has_no_code() -> None:
@@ -187,36 +193,36 @@ def test_death_by_signal_has_no_code() -> None:
     assert isinstance(log, LogRecord)
     assert log.severity_number == 13
     for record in span, log:
-        assert "process.exit.code" not in record.attributes
-        assert record.attributes["procmon.exit.signal"] == record.attributes["error.type"] == "SIGKILL"
-        assert record.attributes["procmon.exit.core_dumped"] is False
-        assert record.attributes["procmon.exit.oom_killed"] is True
+        assert "process.exit.code" not in record.all_attributes
+        assert record.all_attributes["procmon.exit.signal"] == record.all_attributes["error.type"] == "SIGKILL"
+        assert record.all_attributes["procmon.exit.core_dumped"] is False
+        assert record.all_attributes["procmon.exit.oom_killed"] is True
 
 
 def test_exit_of_which_the_code_is_not_known() -> None:
     span, log = converter().convert(exit_of(image_of(), code=None))
     assert isinstance(span, Span)
     assert not span.error
-    assert "process.exit.code" not in log.attributes
+    assert "process.exit.code" not in log.all_attributes
 
 
 def test_usage() -> None:
     usage = Usage(cpu_user_ns=1_500_000_000, cpu_system_ns=0, max_rss_bytes=4096, read_bytes=7, written_bytes=2**64 - 1)
     (span, _) = converter().convert(exit_of(image_of(), usage=usage))
-    assert span.attributes["procmon.usage.cpu_user"] == 1.5
-    assert span.attributes["procmon.usage.cpu_system"] == 0.0
-    assert isinstance(span.attributes["procmon.usage.cpu_system"], float)
-    assert span.attributes["procmon.usage.max_rss"] == 4096
-    assert span.attributes["procmon.usage.io_read"] == 7
+    assert span.all_attributes["procmon.usage.cpu_user"] == 1.5
+    assert span.all_attributes["procmon.usage.cpu_system"] == 0.0
+    assert isinstance(span.all_attributes["procmon.usage.cpu_system"], float)
+    assert span.all_attributes["procmon.usage.max_rss"] == 4096
+    assert span.all_attributes["procmon.usage.io_read"] == 7
     # 64 bits with a sign are all that OTLP has.
-    assert "procmon.usage.io_written" not in span.attributes
+    assert "procmon.usage.io_written" not in span.all_attributes
 
 
 def test_end_by_exec_is_a_span_only() -> None:
     (span,) = converter().convert(Ended(image_of(ended="exec"), None, END + 1))
     assert isinstance(span, Span)
     assert (span.start_unix_ns, span.end_unix_ns, span.error) == (START, END, False)
-    assert span.attributes == {**COMMON, "procmon.exit.reason": "exec"}
+    assert span.all_attributes == {**COMMON, "procmon.exit.reason": "exec"}
 
 
 def test_lost_exit() -> None:
@@ -224,9 +230,9 @@ def test_lost_exit() -> None:
     assert isinstance(span, Span)
     assert isinstance(log, LogRecord)
     lost = {**COMMON, "procmon.exit.reason": "lost"}
-    assert (span.end_unix_ns, span.error, span.attributes) == (END, False, lost)
+    assert (span.end_unix_ns, span.error, span.all_attributes) == (END, False, lost)
     assert (log.event_name, log.time_unix_ns, log.observed_unix_ns) == ("process.exit", END, END + 1)
-    assert (log.severity_number, log.attributes) == (9, lost)
+    assert (log.severity_number, log.all_attributes) == (9, lost)
     assert log.body == "process /usr/bin/curl (pid 42) is gone; its exit was not seen"
 
 
@@ -235,8 +241,8 @@ def test_fork_without_exec_says_clone() -> None:
     image.forked_only = True
     span, log = converter().convert(exit_of(image))
     for record in span, log:
-        assert record.attributes["procmon.flags"] == ("clone",)
-        assert record.attributes["process.creation.time"] == "2023-11-14T22:13:20.123456789Z"
+        assert record.all_attributes["procmon.flags"] == ("clone",)
+        assert record.all_attributes["process.creation.time"] == "2023-11-14T22:13:20.123456789Z"
 
 
 def test_entry_has_a_reason_and_a_link() -> None:
@@ -245,8 +251,8 @@ def test_entry_has_a_reason_and_a_link() -> None:
     span, log = converter().convert(exit_of(image))
     assert isinstance(span, Span)
     assert (span.parent_span_id, list(span.links)) == (None, [OTHER])
-    assert span.attributes["procmon.entry.reason"] == "service"
-    assert "procmon.entry.reason" not in log.attributes
+    assert span.all_attributes["procmon.entry.reason"] == "service"
+    assert "procmon.entry.reason" not in log.all_attributes
 
 
 def test_opening_span_and_the_life_under_it() -> None:
@@ -256,7 +262,7 @@ def test_opening_span_and_the_life_under_it() -> None:
     (opening,) = convert.convert(Opened(image))
     image.opened = True
     life, log = convert.convert(exit_of(image, code=3))
-    assert opening == Span(
+    assert whole(opening) == Span(
         resource=HOST,
         name="curl",
         span=SpanRef(TRACE, SPAN),
@@ -271,17 +277,17 @@ def test_opening_span_and_the_life_under_it() -> None:
     assert life.span == SpanRef(TRACE, bytes(reversed(SPAN)))
     assert (life.parent_span_id, list(life.links)) == (SPAN, [])
     assert (life.start_unix_ns, life.end_unix_ns, life.error) == (START, END, True)
-    assert life.attributes["procmon.span"] == "life"
-    assert "procmon.entry.reason" not in life.attributes
+    assert life.all_attributes["procmon.span"] == "life"
+    assert "procmon.entry.reason" not in life.all_attributes
     assert isinstance(log, LogRecord)
     assert log.span == SpanRef(TRACE, SPAN)
-    assert "procmon.span" not in log.attributes
+    assert "procmon.span" not in log.all_attributes
 
 
 def test_what_is_not_known_is_absent() -> None:
     image = Image(Process(exec_id="e", pid=1, binary="", start_unix_ns=START), SpanRef(TRACE, SPAN))
     (record,) = converter().convert(started(image))
-    assert record.attributes == {"process.pid": 1, "procmon.exec_id": "e"}
+    assert record.all_attributes == {"process.pid": 1, "procmon.exec_id": "e"}
     span, _ = converter().convert(exit_of(image))
     assert isinstance(span, Span)
     assert span.name == "process"
@@ -307,7 +313,7 @@ def test_what_is_not_known_is_absent() -> None:
 def test_arguments(fields: Any, expected: Any) -> None:
     (record,) = converter().convert(started(image_of(**fields)))
     about = ("process.command", "process.args_count")
-    assert {name: value for name, value in record.attributes.items() if name.startswith(about)} == expected
+    assert {name: value for name, value in record.all_attributes.items() if name.startswith(about)} == expected
 
 
 def test_what_really_runs() -> None:
@@ -319,27 +325,27 @@ def test_what_really_runs() -> None:
         truncated=("argv",),
     )
     (record,) = converter().convert(started(image))
-    assert record.attributes["process.executable.path"] == "/memfd:payload (deleted)"
-    assert record.attributes["procmon.executable.deleted"] is True
-    assert record.attributes["procmon.interpreter"] == "/bin/sh"
-    assert record.attributes["procmon.truncated"] == ("argv",)
+    assert record.all_attributes["process.executable.path"] == "/memfd:payload (deleted)"
+    assert record.all_attributes["procmon.executable.deleted"] is True
+    assert record.all_attributes["procmon.interpreter"] == "/bin/sh"
+    assert record.all_attributes["procmon.truncated"] == ("argv",)
 
 
 @pytest.mark.parametrize("fields", [{"container_id": "c" * 64}, {"pod_uid": "u"}, {"euid": None}, {"euid": 77}])
 def test_no_user_name_for_containers_and_strangers(fields: Any) -> None:
     (record,) = converter().convert(started(image_of(**fields)))
-    assert "process.user.name" not in record.attributes
+    assert "process.user.name" not in record.all_attributes
     (record,) = converter(user_name=None).convert(started(image_of()))
-    assert "process.user.name" not in record.attributes
+    assert "process.user.name" not in record.all_attributes
 
 
 def test_tetragons_one_user_id() -> None:
     (record,) = converter(user_name=None).convert(started(image_of(uid=None, euid=5)))
-    assert record.attributes["process.user.id"] == 5
-    assert "process.real_user.id" not in record.attributes
+    assert record.all_attributes["process.user.id"] == 5
+    assert "process.real_user.id" not in record.all_attributes
 
 
-def test_attributes_of_an_image_are_computed_once_and_never_shared_between_records() -> Any:
+def test_attributes_of_an_image_are_computed_once_and_shared_between_its_records() -> Any:
     looked_up = []
 
     def user_name(uid: Any) -> Any:
@@ -352,7 +358,8 @@ def test_attributes_of_an_image_are_computed_once_and_never_shared_between_recor
     (opening,) = convert.convert(Opened(image))
     span, log = convert.convert(exit_of(image))
     assert looked_up == [0]
-    assert len({id(record.attributes) for record in (first, opening, span, log)}) == 4
+    assert len({id(record.shared) for record in (first, opening, span, log)}) == 1
+    assert not any(record.shared.attributes.keys() & record.attributes.keys() for record in (first, opening, span, log))
     convert.convert(started(image))
     assert looked_up == [0, 0], "what has ended is forgotten"
 
@@ -364,8 +371,8 @@ def test_what_became_known_since_is_told() -> None:
     image.process = Process(**{**FULL, "cwd": "/elsewhere"})
     image.ancestors = ("other",)
     span, _ = convert.convert(exit_of(image))
-    assert span.attributes["process.working_directory"] == "/elsewhere"
-    assert span.attributes["procmon.ancestors"] == ("other",)
+    assert span.all_attributes["process.working_directory"] == "/elsewhere"
+    assert span.all_attributes["procmon.ancestors"] == ("other",)
 
 
 def test_memory_is_bounded() -> None:
@@ -407,13 +414,13 @@ def test_hostile_text_is_encodable_and_loses_nothing_else(
     records = [*convert.convert(started(image)), *convert.convert(Opened(image)), *convert.convert(ended)]
     assert len(records) == 4
     for record in records:
-        assert record.attributes["process.args_count"] == len(argv)
-        for value in record.attributes.values():
+        assert record.all_attributes["process.args_count"] == len(argv)
+        for value in record.all_attributes.values():
             for text in value if isinstance(value, tuple) else (value,):
                 if isinstance(text, str):
                     text.encode()
         (record.name if isinstance(record, Span) else record.body).encode()
-        assert len(cast("tuple[str, ...]", record.attributes.get("process.command_args", ()))) == len(argv)
+        assert len(cast("tuple[str, ...]", record.all_attributes.get("process.command_args", ()))) == len(argv)
 
 
 def test_all_written_attributes_are_registered_for_their_place() -> None:
@@ -436,6 +443,6 @@ def test_all_written_attributes_are_registered_for_their_place() -> None:
         Ended(image_of(ended="lost"), None, END),
     ):
         for record in convert.convert(happening):
-            written["log" if isinstance(record, LogRecord) else "span"] |= record.attributes.keys()
+            written["log" if isinstance(record, LogRecord) else "span"] |= record.all_attributes.keys()
     for place in ("log", "span"):
         assert written[place] == {a.name for a in names.ATTRIBUTES if place in a.places}

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 from hypothesis import given
-from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs as sdk_encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans as sdk_encode_spans
 from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
@@ -23,49 +22,7 @@ from otel_procmon.convert.records import LogRecord, Resource, Span
 from otel_procmon.deliver.sdk import SdkRecords
 from otel_procmon.encode.otlp_json import encode_logs, encode_spans
 from otel_procmon.lineage.image import SpanRef
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-numbers = st.integers(-(2**63), 2**63 - 1)
-# JSON has one NaN; its sign and payload do not survive.
-floats = st.floats(allow_nan=False) | st.just(math.nan)
-values = st.one_of(texts, st.booleans(), numbers, floats, st.lists(texts, max_size=3).map(tuple))
-attributes = st.dictionaries(texts.filter(bool), values, max_size=4)
-times = st.integers(0, 2**63 - 1)
-trace_ids = st.binary(min_size=16, max_size=16).filter(any)
-span_ids = st.binary(min_size=8, max_size=8).filter(any)
-references = st.builds(SpanRef, trace_ids, span_ids)
-resources = st.lists(attributes, min_size=1, max_size=3).map(
-    lambda found: [Resource({**each, "number": i}, SCHEMA_URL) for i, each in enumerate(found)]
-)
-
-
-def logs(resource: st.SearchStrategy[Resource]) -> st.SearchStrategy[LogRecord]:
-    fields: dict[str, st.SearchStrategy[Any]] = {
-        "resource": resource,
-        "event_name": texts,
-        "time_unix_ns": times,
-        "observed_unix_ns": times,
-        "severity_number": st.sampled_from([9, 13]),
-        "body": texts,
-        "attributes": attributes,
-        "span": references,
-    }
-    return st.fixed_dictionaries(fields).map(lambda found: LogRecord(**found))
-
-
-def spans(resource: st.SearchStrategy[Resource]) -> st.SearchStrategy[Span]:
-    fields: dict[str, st.SearchStrategy[Any]] = {
-        "resource": resource,
-        "name": texts,
-        "span": references,
-        "parent_span_id": st.none() | span_ids,
-        "start_unix_ns": times,
-        "end_unix_ns": times,
-        "error": st.booleans(),
-        "attributes": attributes,
-        "links": st.lists(references, max_size=2),
-    }
-    return st.fixed_dictionaries(fields).map(lambda found: Span(**found))
+from tests.unit.otlp_records import some_logs, some_spans
 
 
 def parsed(line: bytes, message: Any) -> Any:
@@ -91,14 +48,14 @@ def equal(ours: Any, theirs: Any) -> bool:
     return bool(ours.SerializeToString(deterministic=True) == theirs.SerializeToString(deterministic=True))
 
 
-@given(resources.flatmap(lambda found: st.lists(logs(st.sampled_from(found)), min_size=1, max_size=6)))
+@given(some_logs)
 def test_logs_are_what_the_sdk_encodes(records: list[LogRecord]) -> None:
     convert = SdkRecords()
     theirs = sdk_encode_logs([convert.log(record) for record in records])
     assert equal(parsed(encode_logs(records), LogsData()), theirs)
 
 
-@given(resources.flatmap(lambda found: st.lists(spans(st.sampled_from(found)), min_size=1, max_size=6)))
+@given(some_spans)
 def test_spans_are_what_the_sdk_encodes(records: list[Span]) -> None:
     convert = SdkRecords()
     theirs = sdk_encode_spans([convert.span(record) for record in records])
