@@ -646,6 +646,9 @@ def document() -> str:
             for variable in _variables()
         ),
         "",
+        "Besides these, `NODE_NAME` is the node's name in exec_ids and lines, as for Tetragon (else the host's name), and",
+        "`NO_COLOR` keeps colours out of the compact view.",
+        "",
     ]
     return "\n".join(lines)
 
