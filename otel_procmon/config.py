@@ -646,7 +646,7 @@ def document() -> str:
             for variable in _variables()
         ),
         "",
-        "Besides these, `NODE_NAME` is the node's name in exec_ids and lines, as for Tetragon (else the host's name), and",
+        "Besides these, `NODE_NAME` is the node's name in exec_ids and lines, as for Tetragon (else the host's name);",
         "`NO_COLOR` keeps colours out of the compact view.",
         "",
     ]
