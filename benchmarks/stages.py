@@ -21,6 +21,7 @@ from otel_procmon.convert.happenings import Converter
 from otel_procmon.convert.resource import Resources, host_resource
 from otel_procmon.convert.users import UserNames
 from otel_procmon.decode.kernel import KernelDecoder
+from otel_procmon.encode.otlp import OtlpEncoder
 from otel_procmon.ledger import Ledger
 from otel_procmon.lineage.image import Ended
 from otel_procmon.source.recording import RecordingSource
@@ -73,6 +74,17 @@ def convert(path: str) -> None:
     happenings(path, lambda step: [one.convert(happening) for happening in step])
 
 
+def encode(path: str) -> None:
+    one, encoder = converter(), OtlpEncoder(Ledger())
+
+    def take(step: list[Happening]) -> None:
+        for happening in step:
+            for record in one.convert(happening):
+                encoder.encode(record)
+
+    happenings(path, take)
+
+
 def ended(path: str) -> int:
     count = 0
 
@@ -84,7 +96,13 @@ def ended(path: str) -> int:
     return count
 
 
-STAGES: dict[str, Callable[[str], None]] = {"read": read, "decode": decode, "lineage": lineage, "convert": convert}
+STAGES: dict[str, Callable[[str], None]] = {
+    "read": read,
+    "decode": decode,
+    "lineage": lineage,
+    "convert": convert,
+    "encode": encode,
+}
 
 
 def main() -> None:
