@@ -68,11 +68,11 @@ class Image:
         self.forked_only = False
         """It has not exec'd since its fork: no process.exec is told of it."""
         self.children = False
-        """It forked, so that others name it as their parent."""
+        """Others name it as their parent."""
         self.discovered = False
         """It was already running when it was first seen."""
         self.hearsay = False
-        """Known only from what the event of another image says of it (Tetragon); no event of its own has come."""
+        """Its beginning was not seen: known from the event of another image (Tetragon), or from its exit."""
         self.missed = 0
         """In how many sweeps in a row its process was not found."""
         self.opened = False

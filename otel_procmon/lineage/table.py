@@ -9,14 +9,15 @@ rules, each counted in the ledger:
 
 - an event that was told already (both of the last two threads saw themselves as the last) is dropped;
 - an exit of an unknown image is told with what the event itself knows;
-- a process whose pid belongs to another one now has ended unseen: it is told as lost.
+- a process whose pid belongs to another one now has ended unseen: it is told as lost;
+- an image whose process runs another one now was replaced unseen: it ends by exec, and is the nearest known parent.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from otel_procmon.config import LineageOptions, TraceOptions
     from otel_procmon.ledger import Ledger
     from otel_procmon.lineage.ids import SpanIds
+    from otel_procmon.lineage.image import EntryReason
 
 PLACE: Final = "lineage"
 """Where in the ledger events are accounted for."""
@@ -96,11 +98,25 @@ class ProcessTable:
             observed_unix_ns: Now.
         """
         told = {_event_exec_id(event) for event in pending if isinstance(event, Fork | Exec)}
+        replaced = {event.previous_exec_id for event in pending if isinstance(event, Exec)}
+        coming = {_event_process(event) for event in pending if isinstance(event, Fork | Exec)}
         found = {event.process.exec_id for event in snapshot}
         happenings: list[Happening] = []
         # A parent was forked before its children, and so is in the table when they come.
         for event in sorted(snapshot, key=lambda event: began(event.process)):
-            if event.process.exec_id not in told and event.process.exec_id not in self:
+            process = event.process
+            if process.exec_id in told or process.exec_id in self:
+                continue
+            before = self._before(process)
+            # A task is in the kernel's list, and has its new generation, a little before the fork or the exec is
+            # written. What began just now is told by the event that is on its way; if that is lost, the next sweep
+            # finds it here again.
+            on_its_way = (
+                began(process) >= began_unix_ns
+                or _process_key(process) in coming
+                or (before is not None and not before.missed)
+            )
+            if process.exec_id in replaced or not on_its_way:
                 happenings += self._discovered(event)
         for pending_event in pending:
             happenings += self.apply(pending_event)
@@ -136,20 +152,17 @@ class ProcessTable:
     # Events
 
     def _fork(self, event: Fork) -> list[Happening]:
-        if event.exec_id in self._images:
+        parent = self._images.get(event.parent_exec_id)
+        process = _forked(event, None if parent is None else parent.process)
+        if event.exec_id in self._images or self._before(process) is not None:
             self._ledger.count(PLACE, "dropped: told twice")
             return []
-        happenings = self._take_pid((event.node, event.pid), event.boot_start_ns, event.time_unix_ns)
-        parent = self._images.get(event.parent_exec_id)
-        image = self._add(_forked(event, None if parent is None else parent.process))
+        happenings = self._take_pid(process, event.time_unix_ns)
+        image = self._add(process)
         image.forked_only = True
-        self._place(image, parent, event.parent_exec_id or None, began(image.process), image.process)
+        self._place(image, _Origin(parent, event.parent_exec_id or None, began(process), process))
         if parent is None and event.parent_is_kernel_thread:
             image.entry_reason = "kernel_parent"
-        if parent is not None:
-            if parent.forked_only and not parent.children:
-                parent.trace_images[0] += 1
-            parent.children = True
         self._ledger.count(PLACE, "noted: fork")
         return happenings
 
@@ -161,40 +174,55 @@ class ProcessTable:
             return []
         self._ledger.count(PLACE, "told: exec")
         if known is not None:
-            known.process, known.hearsay = process, False
-            known.trace_images[0] += 1
-            return [Started(known, event)]
+            return self._confirm(known, event)
 
-        key = (process.node, process.pid)
         previous = self._previous(event)
-        happenings: list[Happening] = []
-        if previous is None:
-            happenings += self._take_pid(key, process.boot_start_ns, event.time_unix_ns)
-        at_fork: Process | None = None
-        moment_unix_ns = began(process)
-        if previous is not None and previous.forked_only:
-            at_fork = previous.process
-            parent, parent_exec_id = previous.parent, previous.parent_exec_id
-            process = _executed(process, previous.process, first=True)
-        elif previous is not None:
-            parent, parent_exec_id = previous, previous.exec_id
-            moment_unix_ns = process.start_unix_ns
-            process = _executed(process, previous.process, first=False)
+        if previous is not None:
+            before: Image | None = previous
+        elif (before := self._before(process)) is not None:
+            self._ledger.count(PLACE, "gap: exec lost")
+        if before is not None:
+            origin = _after(before, process)
+            process = _executed(process, before.process, first=before.forked_only and before is previous)
         else:
             # Where another program ran before in this process and was not seen, it is the parent all the same.
-            parent_exec_id = event.parent_exec_id if event.previous_is_fork is not False else event.previous_exec_id
-            parent = self._parent(parent_exec_id, event.parent)
-        if previous is not None:
-            happenings += self._replace(previous, event)
+            rerun = event.previous_is_fork is False
+            origin = self._told_origin(
+                process, event.previous_exec_id if rerun else event.parent_exec_id, event.parent, is_process=not rerun
+            )
+        happenings = [] if before is None else self._replace(before, event.time_unix_ns, event.observed_unix_ns)
+        happenings += self._take_pid(process, event.time_unix_ns)
         image = self._add(process)
-        self._place(image, parent, parent_exec_id, moment_unix_ns, at_fork)
+        self._place(image, origin)
         image.trace_images[0] += 1
+        happenings.append(Started(image, event))
+        return happenings
+
+    def _confirm(self, image: Image, event: Exec) -> list[Happening]:
+        """An image that was known from the events of others tells of itself. It stays in the trace where they are."""
+        image.process, image.hearsay = event.process, False
+        image.trace_images[0] += 1
+        happenings: list[Happening] = []
+        previous = self._previous(event)
+        if image.ended is None:
+            if previous is not None:
+                happenings += self._replace(previous, event.time_unix_ns, event.observed_unix_ns)
+            if self._running.get(_pid_key(image.process)) is not image:
+                happenings += self._take_pid(image.process, event.time_unix_ns)
+                self._running.setdefault(_pid_key(image.process), image)
+        if image.parent is None:
+            parent_exec_id = event.parent_exec_id if event.previous_exec_id is None else event.previous_exec_id
+            parent = previous or self._parent(parent_exec_id, event.parent)
+            # Only events that contradict each other make an image its own ancestor.
+            if parent is None or not _descends(parent, image):
+                _know_parent(image, parent, parent_exec_id)
+                if parent is not None and not parent.process.kernel_thread:
+                    image.link = parent.span
         happenings.append(Started(image, event))
         return happenings
 
     def _exit(self, event: Exit) -> list[Happening]:
         image = self._images.get(event.exec_id)
-        happenings: list[Happening] = []
         if image is not None and image.ended is not None:
             self._ledger.count(PLACE, "dropped: told twice")
             return []
@@ -205,15 +233,25 @@ class ProcessTable:
             if image is not None:
                 self._forget(image)
             return []
+        happenings: list[Happening] = []
         if image is None:
             process = event.process or Process(
                 exec_id=event.exec_id, pid=event.pid, binary="", start_unix_ns=event.time_unix_ns
             )
-            happenings += self._take_pid((process.node, process.pid), event.boot_start_ns, event.time_unix_ns)
+            # Its exec was lost, or failed when it was too late to go back, which ends the process.
+            before = self._before(process)
+            if before is None:
+                origin = self._told_origin(process, event.parent_exec_id, event.parent)
+            else:
+                origin = _after(before, process)
+                process = _executed(process, before.process, first=False)
+                self._ledger.count(PLACE, "gap: exec lost")
+                happenings += self._replace(before, event.time_unix_ns, event.observed_unix_ns)
+            happenings += self._take_pid(process, event.time_unix_ns)
             image = self._add(process)
             image.forked_only = "clone" in process.flags and "execve" not in process.flags
-            parent = self._parent(event.parent_exec_id, event.parent)
-            self._place(image, parent, event.parent_exec_id, began(process), None)
+            image.hearsay = True
+            self._place(image, origin)
             self._ledger.count(PLACE, "told: exit of an unknown image")
         else:
             self._ledger.count(PLACE, "told: exit")
@@ -225,12 +263,20 @@ class ProcessTable:
         if process.exec_id in self._images:
             self._ledger.count(PLACE, "dropped: told twice")
             return []
-        key = (process.node, process.pid)
-        happenings = self._take_pid(key, process.boot_start_ns, event.time_unix_ns)
+        before = self._before(process)
+        happenings: list[Happening] = []
+        if before is None:
+            origin = self._told_origin(process, event.parent_exec_id, None)
+        else:
+            origin = _after(before, process)
+            process = _executed(process, before.process, first=False)
+            self._ledger.count(PLACE, "gap: exec lost")
+            happenings += self._replace(before, event.time_unix_ns, event.observed_unix_ns)
+        happenings += self._take_pid(process, event.time_unix_ns)
         image = self._add(process)
         image.discovered = True
         image.forked_only = event.forked_only
-        self._place(image, self._images.get(event.parent_exec_id or ""), event.parent_exec_id, began(process), None)
+        self._place(image, origin)
         if process.kernel_thread:
             self._ledger.count(PLACE, "noted: kernel thread")
             return happenings
@@ -242,7 +288,7 @@ class ProcessTable:
     # Where an image belongs
 
     def _previous(self, event: Exec) -> Image | None:
-        """The image that the process of `event` ran until now."""
+        """The image that the process of `event` ran until now, by what the event says."""
         if event.previous_exec_id is None:
             return None
         previous = self._images.get(event.previous_exec_id)
@@ -250,32 +296,50 @@ class ProcessTable:
             previous = self._parent(event.previous_exec_id, event.parent)
         return None if previous is None or previous.ended is not None else previous
 
+    def _before(self, process: Process) -> Image | None:
+        """What the same process ran, as far as is known. None where the source does not tell processes apart."""
+        running = self._running.get(_pid_key(process))
+        if running is None or process.boot_start_ns is None or running.process.boot_start_ns != process.boot_start_ns:
+            return None
+        return running
+
+    def _told_origin(
+        self, process: Process, parent_exec_id: str | None, described: Process | None, *, is_process: bool = True
+    ) -> _Origin:
+        """Where an image belongs by what its event says, of which the fork was not seen.
+
+        `is_process`: the parent is another process, as a rule.
+        """
+        parent = self._parent(parent_exec_id, described)
+        if parent is None and is_process and process.boot_start_ns is not None and process.parent_pid is not None:
+            # The kernel tells the parent of now, which may be a reaper, with the generation of the parent at the fork:
+            # perhaps the id of an image that never was. The process is the parent all the same.
+            running = self._running.get((process.node, process.parent_pid))
+            if running is not None and _is_older(running.process, process):
+                parent = running
+        return _Origin(parent, parent_exec_id if parent is None else parent.exec_id, began(process), None)
+
     def _parent(self, exec_id: str | None, described: Process | None) -> Image | None:
         """The image with this id; if it is not known, made from what an event of another image says of it."""
         image = self._images.get(exec_id or "")
         if image is None and described is not None and described.exec_id == exec_id:
             image = self._add(described)
             image.hearsay = True
-            self._place(image, None, None, began(described), None)
+            self._place(image, _Origin(None, None, began(described), None))
         return image
 
-    def _place(
-        self,
-        image: Image,
-        parent: Image | None,
-        parent_exec_id: str | None,
-        moment_unix_ns: int,
-        at_fork: Process | None,
-    ) -> None:
+    def _place(self, image: Image, origin: _Origin) -> None:
         """Put `image` below its parent, and into that one's trace or a new one."""
-        image.parent = parent
-        image.parent_exec_id = parent_exec_id
-        reason = entry_reason(image.process, moment_unix_ns, parent, at_fork, self._trace)
+        parent = origin.parent
         if parent is not None:
-            image.parent_name = parent.name or None
-            image.parent_binary = parent.process.executable or parent.process.binary or None
-            named = (image.parent_name,) if image.parent_name else ()
-            image.ancestors = (*named, *parent.ancestors)[:ANCESTORS_MAX]
+            if parent.forked_only and not parent.children and not parent.discovered:
+                parent.trace_images[0] += 1
+            parent.children = True
+            image.process = _contained(image.process, parent.process)
+        _know_parent(image, parent, origin.parent_exec_id)
+        reason = entry_reason(image.process, origin.moment_unix_ns, parent, origin.at_fork, self._trace)
+        if parent is None and origin.reason is not None:
+            reason = origin.reason
         span_id = self._ids.span_id(image.exec_id)
         if reason is None:
             assert parent is not None
@@ -285,34 +349,28 @@ class ProcessTable:
             return
         image.entry_reason = reason
         image.span = SpanRef(self._ids.trace_id(image.exec_id), span_id)
-        image.trace_start_unix_ns = moment_unix_ns
+        image.trace_start_unix_ns = origin.moment_unix_ns
         if parent is not None and not parent.process.kernel_thread:
             image.link = parent.span
 
     # How an image ends
 
-    def _replace(self, previous: Image, event: Exec) -> list[Happening]:
-        """`previous` ends because its process runs another program. A fork that nobody knows of was never there."""
-        if previous.forked_only and not previous.children and not previous.discovered:
-            self._not_running(previous)
-            del self._images[previous.exec_id]
-            previous.ended = "exec"
+    def _replace(self, before: Image, at_unix_ns: int, observed_unix_ns: int) -> list[Happening]:
+        """`before` ends because its process runs another program. A fork that nobody knows of was never there."""
+        if before.forked_only and not before.children and not before.discovered:
+            self._not_running(before)
+            del self._images[before.exec_id]
+            before.ended = "exec"
             return []
-        return self._end(previous, "exec", event.time_unix_ns, event.observed_unix_ns, None)
+        return self._end(before, "exec", at_unix_ns, observed_unix_ns, None)
 
-    def _take_pid(self, key: _Key, boot_start_ns: int | None, at_unix_ns: int) -> list[Happening]:
-        """Make way for a new image of the process `key`: whatever ran there has ended, and nobody saw it."""
-        image = self._running.get(key)
-        if image is None:
+    def _take_pid(self, process: Process, at_unix_ns: int) -> list[Happening]:
+        """Make way for `process`: another one that had its pid has ended, and nobody saw it."""
+        running = self._running.get(_pid_key(process))
+        # An event that comes late may tell of a process that had the pid earlier.
+        if running is None or not _is_older(running.process, process):
             return []
-        if boot_start_ns is not None and image.process.boot_start_ns == boot_start_ns:
-            # The same process: not its exit was lost, but an exec.
-            self._ledger.count(PLACE, "gap: exec lost")
-            if image.forked_only and not image.children and not image.discovered:
-                self._forget(image)
-                return []
-            return self._end(image, "exec", at_unix_ns, at_unix_ns, None)
-        return self._lose(image, at_unix_ns, at_unix_ns)
+        return self._lose(running, at_unix_ns, at_unix_ns)
 
     def _lose(self, image: Image, at_unix_ns: int, observed_unix_ns: int) -> list[Happening]:
         """`image` is gone, and no event told of it."""
@@ -331,8 +389,8 @@ class ProcessTable:
             image.trace_images[0] += 1
         happenings: list[Happening] = []
         lived_ns = at_unix_ns - image.process.start_unix_ns
-        if image.discovered and not image.opened and lived_ns >= self._trace.open_after_ns:
-            # An agent that ran before may have opened it, and children may hang there already.
+        if (image.discovered or image.hearsay) and not image.opened and lived_ns >= self._trace.open_after_ns:
+            # It began unseen: an agent that ran before may have opened it, and children may hang there already.
             happenings += self._open(image, at_unix_ns)
         else:
             happenings += self._refer(image, at_unix_ns)
@@ -354,6 +412,10 @@ class ProcessTable:
         if not parent.referred:
             parent.referred = True
             self._number += 1
+            if len(self._to_open) >= 2 * self._options.max_images:
+                # Those that claim to begin in the future would stay there for good.
+                self._to_open = [due for due in self._to_open if self._images.get(due[2].exec_id) is due[2]]
+                heapq.heapify(self._to_open)
             heapq.heappush(self._to_open, (due_unix_ns, self._number, parent))
         return []
 
@@ -384,11 +446,11 @@ class ProcessTable:
         image = Image(process, _NOWHERE)
         self._images[process.exec_id] = image
         # An ancestor by hearsay may have ended long ago, and its pid be another's.
-        self._running.setdefault((process.node, process.pid), image)
+        self._running.setdefault(_pid_key(process), image)
         return image
 
     def _not_running(self, image: Image) -> None:
-        key = (image.process.node, image.process.pid)
+        key = _pid_key(image.process)
         if self._running.get(key) is image:
             del self._running[key]
 
@@ -403,8 +465,64 @@ class ProcessTable:
 _NOWHERE: Final = SpanRef(b"", b"")
 
 
+class _Origin(NamedTuple):
+    """Where an image comes from."""
+
+    parent: Image | None
+    parent_exec_id: str | None
+    moment_unix_ns: int
+    """When its process was forked; for a program that took another's place, when it did."""
+    at_fork: Process | None
+    """The image as its fork left it, if that was seen."""
+    reason: EntryReason | None = None
+    """Why it is an entry, as the event of its fork told, if its parent is not known."""
+
+
+def _after(before: Image, process: Process) -> _Origin:
+    """Where `process` belongs, which took the place of `before`: a program below that, or what a fork became."""
+    if before.forked_only:
+        return _Origin(before.parent, before.parent_exec_id, began(process), before.process, before.entry_reason)
+    return _Origin(before, before.exec_id, process.start_unix_ns, None)
+
+
+def _know_parent(image: Image, parent: Image | None, parent_exec_id: str | None) -> None:
+    image.parent, image.parent_exec_id = parent, parent_exec_id
+    if parent is not None:
+        image.parent_name = parent.name or None
+        image.parent_binary = parent.process.executable or parent.process.binary or None
+        named = (image.parent_name,) if image.parent_name else ()
+        image.ancestors = (*named, *parent.ancestors)[:ANCESTORS_MAX]
+
+
+def _descends(image: Image | None, ancestor: Image) -> bool:
+    while image is not None and image is not ancestor:
+        image = image.parent
+    return image is not None
+
+
+def _is_older(process: Process, than: Process) -> bool:
+    """Whether `process` began before another one, or at the same time: their pid is the same."""
+    if process.boot_start_ns is not None and than.boot_start_ns is not None:
+        return process.boot_start_ns <= than.boot_start_ns
+    return process.start_unix_ns <= than.start_unix_ns
+
+
+def _pid_key(process: Process) -> _Key:
+    return process.node, process.pid
+
+
+def _process_key(process: Process) -> tuple[_Key, int | None]:
+    return _pid_key(process), process.boot_start_ns
+
+
 def _event_exec_id(event: Fork | Exec) -> str:
     return event.exec_id if isinstance(event, Fork) else event.process.exec_id
+
+
+def _event_process(event: Fork | Exec) -> tuple[_Key, int | None]:
+    if isinstance(event, Fork):
+        return (event.node, event.pid), event.boot_start_ns
+    return _process_key(event.process)
 
 
 def _forked(event: Fork, parent: Process | None) -> Process:
@@ -447,6 +565,13 @@ def _executed(process: Process, before: Process, *, first: bool) -> Process:
     if process.cgroup is None and process.boot_start_ns is not None and before.container_id is not None:
         changes.update(container_id=before.container_id, container=before.container, pod_uid=before.pod_uid)
     return replace(process, **changes) if changes else process
+
+
+def _contained(process: Process, parent: Process) -> Process:
+    """`process` in its parent's container, where the kernel did not tell its cgroup (an exit does not)."""
+    if process.cgroup is not None or process.boot_start_ns is None or parent.container_id is None:
+        return process
+    return replace(process, container_id=parent.container_id, container=parent.container, pod_uid=parent.pod_uid)
 
 
 def _at_exit(image: Image, last: Process | None) -> Process:
