@@ -52,10 +52,15 @@ def parse_rfc3339(text: str) -> int:
     return nanoseconds
 
 
+@lru_cache(maxsize=64)
+def _format_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
 def format_rfc3339(unix_ns: int) -> str:
     """`unix_ns` in UTC with as many digits of fraction as protojson prints: none, 3, 6 or 9."""
     seconds, fraction = divmod(unix_ns, _SECOND_NS)
-    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    text = _format_second(seconds)
     if fraction == 0:
         return text + "Z"
     if fraction % 1_000_000 == 0:

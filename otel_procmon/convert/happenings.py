@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from otel_procmon.convert import attributes as names
 from otel_procmon.convert.records import LogRecord, Shared, Span
 from otel_procmon.convert.text import encodable
-from otel_procmon.events import Discovered
+from otel_procmon.events import Discovered, Usage
 from otel_procmon.lineage.image import Ended, Happening, Opened, Started, executable_name
 from otel_procmon.rfc3339 import format_rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from otel_procmon.convert.records import Attributes, Record, Resource
+    from otel_procmon.convert.records import Attributes, AttributeValue, Record, Resource
     from otel_procmon.convert.resource import Resources
-    from otel_procmon.events import Exit, Process, Usage
+    from otel_procmon.events import Exit, Process
     from otel_procmon.lineage.image import Image
 
 SEVERITY_INFO: Final = 9
@@ -129,7 +129,7 @@ class Converter:
         self._images.pop(image, None)
         attributes: Attributes = {}
         if event is not None:
-            _exit(event, attributes)
+            attributes = _exit(event)
         elif image.ended is not None and image.ended != "exit":
             attributes[names.PROCMON_EXIT_REASON] = image.ended
         failure = _failure(event)
@@ -184,55 +184,66 @@ class Converter:
         """Resource of an image, and the attributes that all of its records share."""
         known = self._images.get(image)
         if known is None or known.process is not image.process:
-            attributes = self._process(image)
-            _lineage(image, attributes)
-            known = _Remembered(image.process, self._resources.of(image.process), Shared(attributes))
+            known = _Remembered(image.process, self._resources.of(image.process), Shared(self._shared(image)))
             self._images[image] = known
         self._images.move_to_end(image)
         while len(self._images) > self._remembered:
             self._images.popitem(last=False)
         return known.resource, known.shared
 
-    def _process(self, image: Image) -> Attributes:
-        """The attributes that tell what `image` runs, as whom and where."""
+    def _shared(self, image: Image) -> Attributes:
+        """The attributes that tell what `image` runs, as whom, where, and where it comes from."""
         process = image.process
-        attributes: Attributes = {}
-        _put_int(attributes, names.PROCESS_PID, process.pid)
-        _put_int(attributes, names.PROCESS_PARENT_PID, process.parent_pid)
-        _put_int(attributes, names.PROCESS_VPID, process.vpid)
-        _put_int(attributes, names.PROCESS_SESSION_LEADER_PID, process.session_id)
-        _put_text(attributes, names.PROCESS_EXECUTABLE_NAME, executable_name(process))
-        _put_text(attributes, names.PROCESS_EXECUTABLE_PATH, process.executable or process.binary)
-        _arguments(process, attributes)
-        _put_text(attributes, names.PROCESS_WORKING_DIRECTORY, process.cwd)
-        self._users(process, attributes)
-        if process.tty is not None:
-            attributes[names.PROCESS_INTERACTIVE] = process.tty
         created = process.creation_unix_ns
         if created is None and image.forked_only:
             created = process.start_unix_ns
-        if created is not None:
-            attributes[names.PROCESS_CREATION_TIME] = format_rfc3339(_time(created))
-        _put_text(attributes, names.PROCESS_LINUX_CGROUP, process.cgroup)
-        _put_text(attributes, names.PROCMON_EXEC_ID, process.exec_id)
         flags = process.flags
         if image.forked_only and "clone" not in flags:
             flags = (*flags, "clone")
-        _put_texts(attributes, names.PROCMON_FLAGS, flags)
-        _put_int(attributes, names.PROCMON_AUID, process.auid)
-        _put_text(attributes, names.PROCMON_INTERPRETER, process.interpreter)
-        if process.executable_deleted:
-            attributes[names.PROCMON_EXECUTABLE_DELETED] = True
-        _put_texts(attributes, names.PROCMON_TRUNCATED, process.truncated)
-        return attributes
+        argv, args_count = process.argv, process.args_count
+        command_line = None
+        if argv is None and process.arguments is not None:
+            # The conventions advise against assembling this attribute. But one string is all that Tetragon tells, and
+            # taking it apart would guess: an argument's own quotes are not escaped in it.
+            command_line = f"{process.binary} {process.arguments}" if process.arguments else process.binary
+        found: dict[str, AttributeValue | None] = {
+            names.PROCESS_PID: process.pid,
+            names.PROCESS_PARENT_PID: process.parent_pid,
+            names.PROCESS_VPID: process.vpid,
+            names.PROCESS_SESSION_LEADER_PID: process.session_id,
+            names.PROCESS_EXECUTABLE_NAME: executable_name(process),
+            names.PROCESS_EXECUTABLE_PATH: process.executable or process.binary,
+            names.PROCESS_COMMAND: argv[0] if argv else None,
+            names.PROCESS_COMMAND_ARGS: argv,
+            names.PROCESS_COMMAND_LINE: command_line,
+            names.PROCESS_ARGS_COUNT: len(argv) if args_count is None and argv is not None else args_count,
+            names.PROCESS_WORKING_DIRECTORY: process.cwd,
+            names.PROCESS_USER_ID: process.euid,
+            names.PROCESS_REAL_USER_ID: process.uid,
+            names.PROCESS_USER_NAME: self._name_of_user(process),
+            names.PROCESS_INTERACTIVE: process.tty,
+            names.PROCESS_CREATION_TIME: None if created is None else format_rfc3339(_time(created)),
+            names.PROCESS_LINUX_CGROUP: process.cgroup,
+            names.PROCMON_EXEC_ID: process.exec_id,
+            names.PROCMON_FLAGS: flags,
+            names.PROCMON_AUID: process.auid,
+            names.PROCMON_INTERPRETER: process.interpreter,
+            names.PROCMON_EXECUTABLE_DELETED: process.executable_deleted or None,
+            names.PROCMON_TRUNCATED: process.truncated,
+            names.PROCMON_PARENT_EXEC_ID: image.parent_exec_id,
+            names.PROCMON_PARENT_EXECUTABLE_NAME: image.parent_name,
+            names.PROCMON_PARENT_EXECUTABLE_PATH: image.parent_binary,
+            names.PROCMON_ANCESTORS: image.ancestors,
+        }
+        return _known(found)
 
-    def _users(self, process: Process, attributes: Attributes) -> None:
-        """User ids, and the user's name if the process sees the host's passwd file."""
-        _put_int(attributes, names.PROCESS_USER_ID, process.euid)
-        _put_int(attributes, names.PROCESS_REAL_USER_ID, process.uid)
-        contained = process.container_id or process.container or process.pod or process.pod_uid
-        if process.euid is not None and self._user_name is not None and not contained:
-            _put_text(attributes, names.PROCESS_USER_NAME, self._user_name(process.euid))
+    def _name_of_user(self, process: Process) -> str | None:
+        """The user's name, if the process sees the host's passwd file."""
+        if process.euid is None or self._user_name is None:
+            return None
+        if process.container_id or process.container or process.pod or process.pod_uid:
+            return None
+        return self._user_name(process.euid)
 
     def _text(self, happening: Started | Ended, image: Image) -> str:
         """The body of a log record."""
@@ -257,44 +268,19 @@ def _span_name(image: Image) -> str:
     return encodable(image.name) or _NAMELESS
 
 
-def _put_text(attributes: Attributes, name: str, value: str | None) -> None:
-    if value:
-        attributes[name] = encodable(value)
-
-
-def _put_texts(attributes: Attributes, name: str, values: tuple[str, ...]) -> None:
-    if values:
-        attributes[name] = tuple(map(encodable, values))
-
-
-def _put_int(attributes: Attributes, name: str, value: int | None) -> None:
-    """Set an attribute, unless its value is unknown or does not fit into OTLP's 64 bits."""
-    if value is not None and -_MAX_INT64 <= value <= _MAX_INT64:
-        attributes[name] = value
-
-
-def _arguments(process: Process, attributes: Attributes) -> None:
-    if process.argv is not None:
-        _put_text(attributes, names.PROCESS_COMMAND, next(iter(process.argv), None))
-        _put_texts(attributes, names.PROCESS_COMMAND_ARGS, process.argv)
-    elif process.arguments is not None:
-        # The conventions advise against assembling this attribute. But one string is all that Tetragon tells, and
-        # taking it apart would guess: an argument's own quotes are not escaped in it.
-        line = f"{process.binary} {process.arguments}" if process.arguments else process.binary
-        _put_text(attributes, names.PROCESS_COMMAND_LINE, line)
-    _put_int(
-        attributes,
-        names.PROCESS_ARGS_COUNT,
-        len(process.argv) if process.args_count is None and process.argv is not None else process.args_count,
-    )
-
-
-def _lineage(image: Image, attributes: Attributes) -> None:
-    """Where `image` comes from."""
-    _put_text(attributes, names.PROCMON_PARENT_EXEC_ID, image.parent_exec_id)
-    _put_text(attributes, names.PROCMON_PARENT_EXECUTABLE_NAME, image.parent_name)
-    _put_text(attributes, names.PROCMON_PARENT_EXECUTABLE_PATH, image.parent_binary)
-    _put_texts(attributes, names.PROCMON_ANCESTORS, image.ancestors)
+def _known(found: Mapping[str, AttributeValue | None]) -> Attributes:
+    """What of `found` is known and fits into OTLP: no empty texts and lists, no numbers beyond 64 bits."""
+    attributes: Attributes = {}
+    for name, value in found.items():
+        if type(value) is str:
+            if value:
+                attributes[name] = value if value.isascii() else encodable(value)
+        elif type(value) is tuple:
+            if value:
+                attributes[name] = tuple([text if text.isascii() else encodable(text) for text in value])
+        elif value is not None and (type(value) is not int or -_MAX_INT64 <= value <= _MAX_INT64):
+            attributes[name] = value
+    return attributes
 
 
 def _entry(image: Image, attributes: Attributes) -> None:
@@ -302,29 +288,25 @@ def _entry(image: Image, attributes: Attributes) -> None:
         attributes[names.PROCMON_ENTRY_REASON] = image.entry_reason
 
 
-def _exit(event: Exit, attributes: Attributes) -> None:
-    if event.signal is None:
-        _put_int(attributes, names.PROCESS_EXIT_CODE, event.code)
-    else:
-        # waitpid knows no exit code for such an end; 128 + n is what shells make of it.
-        _put_text(attributes, names.PROCMON_EXIT_SIGNAL, event.signal)
-        if event.core_dumped is not None:
-            attributes[names.PROCMON_EXIT_CORE_DUMPED] = event.core_dumped
-        if event.oom_killed is not None:
-            attributes[names.PROCMON_EXIT_OOM_KILLED] = event.oom_killed
-    attributes[names.PROCESS_EXIT_TIME] = format_rfc3339(_time(event.time_unix_ns))
-    if event.usage is not None:
-        _usage(event.usage, attributes)
+def _exit(event: Exit) -> Attributes:
+    usage = event.usage or _NOTHING_USED
+    found: dict[str, AttributeValue | None] = {
+        # waitpid knows no exit code where a signal ended the process; 128 + n is what shells make of it.
+        names.PROCESS_EXIT_CODE: event.code if event.signal is None else None,
+        names.PROCMON_EXIT_SIGNAL: event.signal,
+        names.PROCMON_EXIT_CORE_DUMPED: event.core_dumped if event.signal else None,
+        names.PROCMON_EXIT_OOM_KILLED: event.oom_killed if event.signal else None,
+        names.PROCESS_EXIT_TIME: format_rfc3339(_time(event.time_unix_ns)),
+        names.PROCMON_USAGE_CPU_USER: None if usage.cpu_user_ns is None else usage.cpu_user_ns / 1e9,
+        names.PROCMON_USAGE_CPU_SYSTEM: None if usage.cpu_system_ns is None else usage.cpu_system_ns / 1e9,
+        names.PROCMON_USAGE_MAX_RSS: usage.max_rss_bytes,
+        names.PROCMON_USAGE_IO_READ: usage.read_bytes,
+        names.PROCMON_USAGE_IO_WRITTEN: usage.written_bytes,
+    }
+    return _known(found)
 
 
-def _usage(usage: Usage, attributes: Attributes) -> None:
-    if usage.cpu_user_ns is not None:
-        attributes[names.PROCMON_USAGE_CPU_USER] = usage.cpu_user_ns / 1e9
-    if usage.cpu_system_ns is not None:
-        attributes[names.PROCMON_USAGE_CPU_SYSTEM] = usage.cpu_system_ns / 1e9
-    _put_int(attributes, names.PROCMON_USAGE_MAX_RSS, usage.max_rss_bytes)
-    _put_int(attributes, names.PROCMON_USAGE_IO_READ, usage.read_bytes)
-    _put_int(attributes, names.PROCMON_USAGE_IO_WRITTEN, usage.written_bytes)
+_NOTHING_USED: Final = Usage()
 
 
 def _failure(event: Exit | None) -> str | None:
