@@ -26,7 +26,7 @@ const volatile struct procmon_config config = {
 /* 1 ms: a full ring must not turn into a wakeup for every record. */
 #define WAKE_INTERVAL_NS 1000000
 /* Longest walk of a path or of a process's threads. */
-#define COMPONENTS_MAX 64
+#define COMPONENTS_MAX 128
 #define CGROUP_LEVELS_MAX 32
 #define THREADS_MAX 256
 /* Hexadecimal digits of a container's id. */
