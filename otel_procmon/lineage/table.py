@@ -312,8 +312,8 @@ class ProcessTable:
         """
         parent = self._parent(parent_exec_id, described)
         if parent is None and is_process and process.boot_start_ns is not None and process.parent_pid is not None:
-            # The kernel tells the parent of now, which may be a reaper, with the generation of the parent at the fork:
-            # perhaps the id of an image that never was. The process is the parent all the same.
+            # The kernel tells the process that is the parent now, perhaps a reaper, with the generation that the parent
+            # had at the fork. That may be an earlier image of it, or one that never was. What it runs is known.
             running = self._running.get((process.node, process.parent_pid))
             if running is not None and _is_older(running.process, process):
                 parent = running
@@ -374,10 +374,14 @@ class ProcessTable:
 
     def _lose(self, image: Image, at_unix_ns: int, observed_unix_ns: int) -> list[Happening]:
         """`image` is gone, and no event told of it."""
-        if image.process.kernel_thread or image.hearsay:
-            # Nothing is told of kernel threads. And of what is known by hearsay, whoever wrote the events left out the
-            # exit on purpose, as he left out the exec.
+        if image.process.kernel_thread:
             self._forget(image)
+            return []
+        if image.hearsay:
+            # Whoever wrote the events left out the exit on purpose, as he left out the exec. Those that it started may
+            # still name it.
+            self._not_running(image)
+            self._ended.append((at_unix_ns + self._options.grace_ns, image))
             return []
         self._ledger.count(PLACE, "gap: exit lost")
         return self._end(image, "lost", at_unix_ns, observed_unix_ns, None)
