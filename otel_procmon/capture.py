@@ -6,6 +6,7 @@ sweep now and then the gaps that losses left. Tetragon's events need to be put i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Final, Protocol
@@ -176,18 +177,18 @@ class KernelCapture:
     def close(self) -> None:
         """See `Capture.close`."""
         self._source.close()
-        if self._recording is not None:
-            self._recording.close()
+        self._end_recording()
 
     def _read(self, wait_s: float) -> Batch:
         records = self._source.read(wait_s)
-        batch = Batch(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns(), records)
-        self._record(batch)
+        batch = self._batch(records)
+        if records:
+            self._record(batch)
         return batch
 
     def _sweep(self) -> list[Happening]:
-        boot_ns, unix_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns()
-        snapshot = Batch(boot_ns, unix_ns, self._source.snapshot(self._records.is_known), is_snapshot=True)
+        began = self._batch([])
+        snapshot = began._replace(records=self._source.snapshot(self._records.is_known), is_snapshot=True)
         self._record(snapshot)
         pending: list[bytes] = []
         # All that was made before the snapshot's end is in the ring by now; what comes meanwhile does no harm.
@@ -195,13 +196,34 @@ class KernelCapture:
             pending += records
             if len(records) < READ_LIMIT:
                 break
-        batch = Batch(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns(), pending)
+        batch = self._batch(pending)
+        # Even if there were none: the next events are not those of this snapshot.
         self._record(batch)
         return self._records.reconcile(snapshot, batch)
 
+    def _batch(self, records: list[bytes]) -> Batch:
+        """`records`, read now. Both times by the one clock, so that a recording has the times of the capture."""
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return Batch(boot_ns, self._clock.unix_ns(boot_ns), records)
+
     def _record(self, batch: Batch) -> None:
-        if self._recording is not None and (batch.records or batch.is_snapshot):
+        if self._recording is None:
+            return
+        try:
             self._recording.write(batch)
+        except OSError as error:
+            _log.error(
+                "the recording cannot be written any more (%s): it ends here, the capture goes on",
+                (error.strerror or str(error)).lower(),
+            )
+            self._end_recording()
+
+    def _end_recording(self) -> None:
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            # What could not be written before cannot be now.
+            with contextlib.suppress(OSError):
+                recording.close()
 
 
 class RecordingCapture:

@@ -82,11 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DeliveryError, FilterError, SourceError) as error:
         _say(f"{PROG}: {error}")
         return 1
+    except KeyboardInterrupt:
+        # While it starts; later Ctrl-C is a request to end (`_on_signals`).
+        return 128 + signal.SIGINT
 
 
 def _say(line: str) -> None:
     """Write a line to standard error, if there still is one."""
-    with contextlib.suppress(OSError, ValueError):
+    # There is no sys.stderr if it was closed before the start.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
@@ -244,6 +248,9 @@ def _source(options: argparse.Namespace, config: Config) -> tuple[str, str]:
 
 
 def _is_recording(path: str) -> bool:
+    # What is read from a pipe (replay <(zcat …)) is gone.
+    if not os.path.isfile(path):  # noqa: PTH113 - False where Path raises
+        return False
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             return file.read(22) == b"otel-procmon recording"
@@ -283,6 +290,8 @@ def _sinks(config: Config, colour: str, ledger: Ledger) -> tuple[list[LineOutput
         target = Path(path) if path and path != "-" else None
         if name not in ("otlp", "otlp-json", "json", "compact") or (colon and not path) or (name == "otlp" and colon):
             raise UsageError(f"{output!r} is no output; use {_OUTPUTS}")
+        if name != "otlp" and target is None and sys.stdout is None:
+            raise UsageError(f"standard output is closed; name a file, as in -o {name}:FILE")
         if name == "otlp":
             # Its libraries take half a second to import.
             from otel_procmon.deliver.sdk import SdkDelivery  # noqa: PLC0415

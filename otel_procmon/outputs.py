@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_procmon.deliver.delivery import DeliveryError
+from otel_procmon.deliver.file import FileDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,8 +55,10 @@ class RecordOutput:
         for delivery in self._deliveries:
             delivery.put(records, wait=self._wait)
 
-    closed = False
-    """A Collector that is away comes back."""
+    @property
+    def closed(self) -> bool:
+        """See `Output.closed`. A Collector that is away comes back; who read the other end of a pipe does not."""
+        return all(isinstance(delivery, FileDelivery) and delivery.closed for delivery in self._deliveries)
 
     def close(self, timeout_s: float) -> None:
         """See `Output.close`."""
@@ -77,6 +81,8 @@ class LineOutput:
         self._ledger = ledger
         self._file_name = "standard output" if path is None else str(path)
         self._told = False
+        self._cut = False
+        """The last line was cut short by an error: the next one must not become part of it."""
         self.closed = False
         self._file = _STDOUT
         if path is not None:
@@ -91,8 +97,9 @@ class LineOutput:
         lines = [line for happening in happenings if (line := self._render(happening)) is not None]
         if not lines:
             return
-        written = not self.closed and self._write(b"\n".join(lines) + b"\n")
-        self._ledger.count(self._place, "written" if written else "lost: cannot be written", len(lines))
+        written = 0 if self.closed else self._write(b"\n".join(lines) + b"\n", len(lines))
+        self._ledger.count(self._place, "written", written)
+        self._ledger.count(self._place, "lost: cannot be written", len(lines) - written)
 
     def close(self, timeout_s: float) -> None:  # noqa: ARG002 - nothing is kept back
         """See `Output.close`."""
@@ -100,13 +107,21 @@ class LineOutput:
             os.close(self._file)
         self.closed = True
 
-    def _write(self, data: bytes) -> bool:
+    def _write(self, data: bytes, count: int) -> int:
+        """How many of the `count` lines of `data` were written."""
+        rest = b"\n" + data if self._cut else data
         try:
-            while data:
-                data = data[os.write(self._file, data) :]
+            while rest:
+                try:
+                    written = os.write(self._file, rest)
+                except BlockingIOError:
+                    # A terminal or pipe that another process has set to this; it is slow, not broken.
+                    select.select((), (self._file,), ())
+                    continue
+                self._cut = rest[written - 1 : written] != b"\n"
+                rest = rest[written:]
         except BrokenPipeError:
             self.closed = True
-            return False
         except OSError as error:
             if not self._told:
                 self._told = True
@@ -115,6 +130,6 @@ class LineOutput:
                     self._file_name,
                     (error.strerror or str(error)).lower(),
                 )
-            return False
-        self._told = False
-        return True
+        else:
+            self._told = False
+        return count - min(count, rest.count(b"\n"))

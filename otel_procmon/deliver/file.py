@@ -41,6 +41,8 @@ class FileDelivery:
         self._broken = False
         """The last line was cut short by an error: the next one must not become part of it."""
         self._closed = False
+        self.closed = False
+        """Whether nobody reads it any more: a pipe without a reader."""
         self._name = "standard output" if path is None else str(path)
         if path is None:
             self._file = _STDOUT
@@ -96,7 +98,8 @@ class FileDelivery:
                 written += os.write(self._file, line[written:] if written else line)
         except OSError as error:
             self._broken = self._broken if not written else written > 1 or not self._broken
-            if not self._told:
+            self.closed = isinstance(error, BrokenPipeError)
+            if not self._told and not self.closed:
                 self._told = True
                 _log.error(
                     "cannot write to %s (%s): records are lost until there is room again, or another file is named",

@@ -85,11 +85,15 @@ class RecordingSource:
             self._file = open(self._path, "rb")  # noqa: PTH123, SIM115 - closed by close()
         except OSError as error:
             raise SourceError(f"The recording {self._path} cannot be read: {error.strerror}.") from error
-        if self._file.readline(_HEADER_MAX_BYTES) != _MAGIC:
+        try:
+            magic, header = self._file.readline(_HEADER_MAX_BYTES), self._file.readline(_HEADER_MAX_BYTES)
+        except OSError as error:
+            raise SourceError(f"The recording {self._path} cannot be read: {error.strerror}.") from error
+        if magic != _MAGIC:
             raise SourceError(f"{self._path} is no recording of otel-procmon, or one of another version.")
         try:
-            return msgspec.json.decode(self._file.readline(_HEADER_MAX_BYTES), type=Host)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return msgspec.json.decode(header, type=Host)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SourceError(f"The recording {self._path} has a broken header: {error}.") from error
 
     @property
@@ -102,6 +106,8 @@ class RecordingSource:
         assert self._file is not None
         try:
             return self._batch(self._file)
+        except OSError as error:
+            raise SourceError(f"The recording {self._path} cannot be read any more: {error.strerror}.") from error
         except _BrokenOffError:
             self._problem = f"The recording {self._path} breaks off before byte {self._file.tell()}."
             return None
