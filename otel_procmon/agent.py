@@ -8,6 +8,7 @@ source → decode → lineage      `capture`
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Agent:
         self._ledger = ledger
         self._stopping = False
         self._asked = False
+        self._unsafe: deque[tuple[int, list[object]]] = deque()
+        """Marks of the source, and of each output at that time: when those are safe, the source may forget."""
 
     def stop(self) -> None:
         """End soon: what has happened by then is told."""
@@ -51,6 +54,7 @@ class Agent:
             if happenings is None:
                 break
             self._tell(happenings)
+            self._release()
             if self._asked:
                 self._asked = False
                 self._capture.count()
@@ -63,9 +67,25 @@ class Agent:
         """Deliver what waits within `timeout_s`, release everything, and give the ledger's last line."""
         for output in self._outputs:
             output.close(timeout_s)
+        # The last chance: what is not safe now is lost, or is kept by whoever keeps it.
+        self._capture.release(self._capture.mark())
         self._capture.count()
         self._capture.close()
         return self._ledger.line()
+
+    def _release(self) -> None:
+        """Let the source forget what the outputs have made safe, or, if it cannot hold it, all that was passed on."""
+        mark = self._capture.mark()
+        if not self._capture.holds():
+            self._unsafe.clear()
+            self._capture.release(mark)
+            return
+        if not self._unsafe or self._unsafe[-1][0] != mark:
+            self._unsafe.append((mark, [output.mark() for output in self._outputs]))
+        while self._unsafe and all(
+            output.is_safe(each) for output, each in zip(self._outputs, self._unsafe[0][1], strict=True)
+        ):
+            self._capture.release(self._unsafe.popleft()[0])
 
     def _tell(self, happenings: list[Happening]) -> None:
         if not happenings:

@@ -42,6 +42,10 @@ _ERRORS_TOLD: Final = 10
 
 _TETRAGON_READ_S: Final = 0.1
 
+_FILLED: Final = 0.5
+_LAST_READS: Final = 1024
+"""More than any ring holds, at `READ_LIMIT` records each."""
+
 
 class Capture(Protocol):
     """A source with its rules."""
@@ -53,6 +57,15 @@ class Capture(Protocol):
 
         Raises SourceError.
         """
+
+    def mark(self) -> int:
+        """Up to where the source was read, for `release`."""
+
+    def release(self, mark: int) -> None:
+        """What was read up to `mark` has been passed on, and is kept elsewhere if it must be."""
+
+    def holds(self) -> bool:
+        """Whether the source keeps what was read until it is released, and has room to."""
 
     def stop(self) -> list[Happening]:
         """Stop making events; what had happened by then."""
@@ -130,13 +143,21 @@ class KernelCapture:
     """This host's kernel, live. `recording` gets every batch, if it is not None."""
 
     def __init__(
-        self, source: EbpfSource, host: Host, config: Config, ledger: Ledger, recording: RecordingWriter | None = None
+        self,
+        source: EbpfSource,
+        host: Host,
+        config: Config,
+        ledger: Ledger,
+        recording: RecordingWriter | None = None,
+        *,
+        pinned: bool = False,
     ) -> None:
         self._source = source
         self._clock = BootClock()
         self._records = _Records(host, self._clock, time.time_ns, config, ledger)
         self._ledger = ledger
         self._recording = recording
+        self._pinned = pinned
         self._poll_s = config.capture.poll_interval_ns / 1e9
         self._snapshots = config.capture.snapshot
         self._sweep_ns = config.lineage.sweep_interval_ns
@@ -157,12 +178,28 @@ class KernelCapture:
             return self._sweep()
         return self._records.apply(self._read(self._poll_s))
 
+    def mark(self) -> int:
+        """See `Capture.mark`."""
+        return self._source.position
+
+    def release(self, mark: int) -> None:
+        """See `Capture.release`."""
+        self._source.commit(mark)
+
+    def holds(self) -> bool:
+        """See `Capture.holds`: a pinned ring does, until half of it is taken. Then new events are worth more."""
+        return self._pinned and self._source.filled() < _FILLED
+
     def stop(self) -> list[Happening]:
         """See `Capture.stop`."""
         self._source.detach()
         happenings: list[Happening] = []
-        while (batch := self._read(0)).records:
+        # Pinned programs go on; what they make from now on is the next agent's.
+        for _ in range(_LAST_READS):
+            batch = self._read(0)
             happenings += self._records.apply(batch)
+            if len(batch.records) < READ_LIMIT:
+                break
         return happenings
 
     def count(self) -> None:
@@ -248,6 +285,17 @@ class RecordingCapture:
         pending = self._next()
         return self._records.reconcile(batch, pending or Batch(batch.boot_ns, batch.unix_ns, []))
 
+    def mark(self) -> int:
+        """See `Capture.mark`."""
+        return 0
+
+    def release(self, mark: int) -> None:
+        """See `Capture.release`."""
+
+    def holds(self) -> bool:
+        """See `Capture.holds`."""
+        return False
+
     def stop(self) -> list[Happening]:
         """See `Capture.stop`."""
         return self._records.table.finish()
@@ -304,6 +352,17 @@ class TetragonCapture:
         if self._live:
             happenings += self._table.tick(time.time_ns())
         return happenings
+
+    def mark(self) -> int:
+        """See `Capture.mark`."""
+        return 0
+
+    def release(self, mark: int) -> None:
+        """See `Capture.release`."""
+
+    def holds(self) -> bool:
+        """See `Capture.holds`."""
+        return False
 
     def stop(self) -> list[Happening]:
         """See `Capture.stop`."""

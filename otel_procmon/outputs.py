@@ -30,6 +30,12 @@ class Output(Protocol):
     def put(self, happenings: Sequence[Happening]) -> None:
         """Pass `happenings` on, in their order."""
 
+    def mark(self) -> object:
+        """How much was put so far, for `is_safe`."""
+
+    def is_safe(self, mark: object) -> bool:
+        """Whether all that was put before `mark` would survive the end of this process."""
+
     @property
     def closed(self) -> bool:
         """Whether nobody reads it any more."""
@@ -54,6 +60,15 @@ class RecordOutput:
         records = [record for happening in happenings for record in self._converter.convert(happening)]
         for delivery in self._deliveries:
             delivery.put(records, wait=self._wait)
+
+    def mark(self) -> object:
+        """See `Output.mark`."""
+        return [delivery.mark() for delivery in self._deliveries]
+
+    def is_safe(self, mark: object) -> bool:
+        """See `Output.is_safe`."""
+        assert isinstance(mark, list)
+        return all(delivery.is_safe(each) for delivery, each in zip(self._deliveries, mark, strict=True))
 
     @property
     def closed(self) -> bool:
@@ -100,6 +115,14 @@ class LineOutput:
         written = 0 if self.closed else self._write(b"\n".join(lines) + b"\n", len(lines))
         self._ledger.count(self._place, "written", written)
         self._ledger.count(self._place, "lost: cannot be written", len(lines) - written)
+
+    def mark(self) -> object:
+        """See `Output.mark`."""
+        return None
+
+    def is_safe(self, mark: object) -> bool:  # noqa: ARG002 - lines are written at once
+        """See `Output.is_safe`."""
+        return True
 
     def close(self, timeout_s: float) -> None:  # noqa: ARG002 - nothing is kept back
         """See `Output.close`."""

@@ -29,6 +29,12 @@ class Delivery(Protocol):
                 there is no room for is counted as lost.
         """
 
+    def mark(self) -> object:
+        """How much was put so far, for `is_safe`."""
+
+    def is_safe(self, mark: object) -> bool:
+        """Whether all that was put before `mark` would survive the end of this process: delivered, lost, or on disk."""
+
     def flush(self, timeout_s: float) -> bool:
         """Deliver now all that was put before. False if `timeout_s` was too short."""
 

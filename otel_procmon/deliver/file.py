@@ -61,6 +61,14 @@ class FileDelivery:
             self._write("delivery.traces", spans, encode_spans)
             self._write("delivery.logs", logs, encode_logs)
 
+    def mark(self) -> object:
+        """See `Delivery.mark`."""
+        return None
+
+    def is_safe(self, mark: object) -> bool:  # noqa: ARG002 - what was put is in the file
+        """See `Delivery.is_safe`."""
+        return True
+
     def flush(self, timeout_s: float) -> bool:  # noqa: ARG002 - nothing is kept back
         """See `Delivery.flush`."""
         return True

@@ -106,6 +106,16 @@ class Lane:
                 if len(self._queue) in {1, self._batching.batch_size}:
                     self._changed.notify_all()
 
+    def entered(self) -> int:
+        """How many records were queued so far."""
+        with self._changed:
+            return self._entered
+
+    def settled(self) -> int:
+        """How many of them were settled. One thread sends them in their order, so these are the first."""
+        with self._changed:
+            return self._settled
+
     def flush(self, timeout_s: float) -> bool:
         """Send now; see `Delivery.flush`."""
         with self._changed:

@@ -98,6 +98,15 @@ class SdkDelivery:
             for lane in self._lanes[signal] if group else ():
                 lane.put(group, wait=wait)
 
+    def mark(self) -> object:
+        """See `Delivery.mark`."""
+        return [lane.entered() for lane in self._all_lanes()]
+
+    def is_safe(self, mark: object) -> bool:
+        """See `Delivery.is_safe`."""
+        assert isinstance(mark, list)
+        return all(lane.settled() >= entered for lane, entered in zip(self._all_lanes(), mark, strict=True))
+
     def flush(self, timeout_s: float) -> bool:
         """See `Delivery.flush`."""
         deadline = time.monotonic() + timeout_s

@@ -7,6 +7,7 @@ verifier had to say is in `EbpfSource.messages`.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 import sys
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_procmon.source.errors import SourceError
-from otel_procmon.source.libbpf import BpfError, BpfObject, LibbpfMissingError, Library, RingBuffer
+from otel_procmon.source.libbpf import BpfError, BpfObject, LibbpfMissingError, Library
 from otel_procmon.source.procfs import read_strings
+from otel_procmon.source.ring import RingReader
 from otel_procmon.wire import EXEC_STRUCT, Field, Head, Kind, pack_task, read_head, split_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_procmon.config import Capture
+    from otel_procmon.source.pins import Pins
 
 CONFIG: Final = (("wake_bytes", "Q"), ("args_max_bytes", "I"), ("cpus", "I"))
 """``struct procmon_config``."""
@@ -40,6 +43,7 @@ PROC: Final = Path("/proc")
 _PROGRAMS: Final = ("on_fork", "on_exec", "on_exit")
 """In the order in which they are attached: an exec or exit that is seen had its fork seen or is in the snapshot."""
 _ITERATOR: Final = "on_task"
+_MAPS: Final = ("ring", "counters")
 READ_LIMIT: Final = 2048
 """Records taken at one go, so that what is read is bounded while the machine forks as fast as it can."""
 
@@ -62,17 +66,29 @@ def object_bytes() -> bytes:
 
 
 class EbpfSource:
-    """Records of every fork, exec and exit on this host, as ``bpf/procmon.h`` describes them."""
+    """Records of every fork, exec and exit on this host, as ``bpf/procmon.h`` describes them.
 
-    def __init__(self, capture: Capture, *, proc: Path = PROC) -> None:
+    With `pins` the programs go on when this ends, and the next one begins where this one has committed; without, they
+    end with it.
+    """
+
+    def __init__(self, capture: Capture, *, pins: Pins | None = None, proc: Path = PROC) -> None:
         self._capture = capture
+        self._pins = pins
         self._proc = proc
         self._library: Library | None = None
         self._object: BpfObject | None = None
-        self._ring: RingBuffer | None = None
+        self._ring: RingReader | None = None
+        self._fds: dict[str, int] = {}
+        """Of the maps and programs that are in use, whoever loaded them."""
+        self._pinned_fds: list[int] = []
         self._counts: dict[Kind, KindCounts] = {}
         self._misses = 0
         self._more_waits = False
+        self.taken_over = False
+        """Whether an earlier agent's programs were running, and its records wait."""
+        self.started_clean = 0
+        """How many pinned versions were found that are not this one's, and were removed with what they held."""
 
     @property
     def messages(self) -> list[str]:
@@ -103,26 +119,79 @@ class EbpfSource:
 
     def _load(self, library: Library) -> None:
         cpus = library.possible_cpus()
-        bpf = self._object = BpfObject(library, object_bytes())
+        elf = object_bytes()
         ring_bytes = self._capture.ring_bytes
-        wake_bytes = int(ring_bytes * self._capture.wake_fraction)
-        bpf.set_max_entries("ring", ring_bytes)
+        config = _CONFIG.pack(int(ring_bytes * self._capture.wake_fraction), self._capture.arguments_max_bytes, cpus)
+        folder = None
+        if self._pins is not None:
+            self._pins.open()
+            folder = self._pins.folder(elf, config, str(ring_bytes).encode())
+            for other in self._pins.others(folder):
+                self._pins.remove(other)
+                self.started_clean += 1
+            self.taken_over = self._find(library, folder)
+
+        bpf = self._object = BpfObject(library, elf)
+        bpf.set_max_entries("ring", mmap.PAGESIZE if self.taken_over else ring_bytes)
         bpf.set_max_entries("buffers", BUFFERS_PER_CPU * cpus)
-        bpf.set_rodata(_CONFIG.pack(wake_bytes, self._capture.arguments_max_bytes, cpus))
+        bpf.set_rodata(config)
+        if self.taken_over:
+            # The iterator writes to no ring, so this object's own serves nobody and is as small as it can be.
+            for program in _PROGRAMS:
+                bpf.leave_out(program)
         bpf.load()
-        self._ring = RingBuffer(library, bpf.map_fd("ring"))
+        if not self.taken_over:
+            self._attach(library, bpf, folder)
+        self._ring = RingReader(self._fds["ring"], ring_bytes)
+
+    def _attach(self, library: Library, bpf: BpfObject, folder: Path | None) -> None:
+        self._fds = {name: bpf.map_fd(name) for name in _MAPS} | {name: bpf.program_fd(name) for name in _PROGRAMS}
+        if folder is not None:
+            folder.mkdir(mode=0o700)
+            for name, fd in self._fds.items():
+                library.pin(fd, folder / name)
         for program in _PROGRAMS:
-            bpf.attach(program)
+            # The last link is pinned last: only then are the pins complete (see `_find`).
+            bpf.attach(program, None if folder is None else folder / f"link_{program}")
+
+    def _find(self, library: Library, folder: Path) -> bool:
+        """Whether all that an earlier agent pinned is there. What is left of one that died meanwhile is removed."""
+        names = (*_MAPS, *_PROGRAMS, *(f"link_{program}" for program in _PROGRAMS))
+        if not folder.exists():
+            return False
+        if not all((folder / name).exists() for name in names):
+            assert self._pins is not None
+            self._pins.remove(folder)
+            self.started_clean += 1
+            return False
+        self._fds = {name: library.pinned(folder / name) for name in (*_MAPS, *_PROGRAMS)}
+        self._pinned_fds = list(self._fds.values())
+        return True
 
     def read(self, timeout_s: float) -> list[bytes]:
-        """Records that wait. Waits up to `timeout_s`, less when the ring fills up. Raises `SourceError`."""
+        """Records that wait. Waits up to `timeout_s`, less when the ring fills up."""
         assert self._ring is not None
-        try:
-            records = self._ring.read(0 if self._more_waits else timeout_s, READ_LIMIT)
-        except BpfError as error:
-            raise SourceError(f"The ring buffer cannot be read any more: {error}.") from error
+        if timeout_s > 0 and not self._more_waits:
+            self._ring.wait(timeout_s)
+        records = self._ring.read(READ_LIMIT)
         self._more_waits = len(records) >= READ_LIMIT
         return records
+
+    @property
+    def position(self) -> int:
+        """Up to where records were read, for `commit`."""
+        assert self._ring is not None
+        return self._ring.position
+
+    def filled(self) -> float:
+        """Which part of the ring is taken, by records that were not read or not committed."""
+        assert self._ring is not None
+        return self._ring.waiting_bytes() / self._capture.ring_bytes
+
+    def commit(self, position: int) -> None:
+        """The records up to `position` are not needed any more."""
+        assert self._ring is not None
+        self._ring.commit(position)
 
     def snapshot(self, is_known: Callable[[bytes], bool]) -> list[bytes]:
         """A record of every process that runs now. Raises `SourceError`.
@@ -158,12 +227,12 @@ class EbpfSource:
 
     def counts(self) -> dict[Kind, KindCounts]:
         """What the kernel side counted, by kind: exact at any time, with no record needed to tell of a loss."""
-        if self._object is not None:
-            values = [_COUNTERS.unpack(value) for value in self._object.lookup_per_cpu("counters", _COUNTERS.size)]
+        if self._library is not None and self._fds:
+            values = [_COUNTERS.unpack(value) for value in self._library.per_cpu(self._fds["counters"], _COUNTERS.size)]
             kinds = len(values[0]) // len(COUNTERS)
             sums = [sum(column) for column in zip(*values, strict=True)]
             self._counts = {kind: KindCounts(*sums[kind::kinds]) for kind in (Kind.FORK, Kind.EXEC, Kind.EXIT)}
-            self._misses = sum(self._object.recursion_misses(program) for program in _PROGRAMS)
+            self._misses = sum(self._library.recursion_misses(self._fds[program]) for program in _PROGRAMS)
         return self._counts
 
     def misses(self) -> int:
@@ -171,18 +240,23 @@ class EbpfSource:
         return self._misses
 
     def detach(self) -> None:
-        """No more records are made; those that wait can still be read."""
-        if self._object is not None:
+        """No more records are made, unless the programs are pinned; those that wait can still be read."""
+        if self._object is not None and self._pins is None:
             self._object.detach()
 
     def close(self) -> None:
-        """Unload everything."""
+        """Unload everything that is not pinned."""
         if self._ring is not None:
             self._ring.close()
             self._ring = None
         if self._object is not None:
             self._object.close()
             self._object = None
+        for fd in self._pinned_fds:
+            os.close(fd)
+        self._fds, self._pinned_fds = {}, []
+        if self._pins is not None:
+            self._pins.close()
 
 
 def _image(head: Head) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""The parts of the system's libbpf that the loader needs, by ctypes: objects, maps, programs, links, ring buffers.
+"""The parts of the system's libbpf that the loader needs, by ctypes: objects, maps, programs, links, pins.
 
 libbpf 1.0 or newer (``libbpf.so.1``: Debian 12, Ubuntu 24.04, Fedora 38 and later). Since 1.0 a function that returns a
 pointer answers NULL and sets ``errno``, and one that returns an int answers the negative errno; here both become
@@ -11,16 +11,17 @@ import ctypes
 import errno
 import os
 from collections import deque
-from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, byref, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SONAME = "libbpf.so.1"
 _MESSAGES_MAX = 2000
 """libbpf's messages kept, one each; a verifier log comes as one message."""
 
-_STOP = errno.ECANCELED
-
 _PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
-_SAMPLE = CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -55,7 +56,6 @@ class Library:
             "bpf_map__initial_value": [c_void_p, POINTER(c_size_t)],
             "bpf_program__attach": [c_void_p],
             "bpf_program__attach_iter": [c_void_p, c_void_p],
-            "ring_buffer__new": [c_int, _SAMPLE, c_void_p, c_void_p],
         }
         integers: dict[str, list[type]] = {
             "bpf_object__load": [c_void_p],
@@ -67,13 +67,14 @@ class Library:
             "bpf_link__fd": [c_void_p],
             "bpf_link__destroy": [c_void_p],
             "bpf_iter_create": [c_int],
-            "ring_buffer__poll": [c_void_p, c_int],
-            "ring_buffer__consume": [c_void_p],
+            "bpf_link__pin": [c_void_p, c_char_p],
+            "bpf_obj_pin": [c_int, c_char_p],
+            "bpf_obj_get": [c_char_p],
+            "bpf_program__set_autoload": [c_void_p, c_bool],
             "libbpf_num_possible_cpus": [],
         }
         nothing: dict[str, list[type]] = {
             "bpf_object__close": [c_void_p],
-            "ring_buffer__free": [c_void_p],
         }
         for restype, functions in ((c_void_p, pointers), (c_int, integers), (None, nothing)):
             for name, argtypes in functions.items():
@@ -114,6 +115,33 @@ class Library:
         """How many CPUs per-CPU maps have a value for."""
         return self.integer("libbpf_num_possible_cpus")
 
+    def pin(self, fd: int, path: Path) -> None:
+        """Keep a map or program in the kernel for as long as the file `path` exists, in bpffs."""
+        self.integer("bpf_obj_pin", fd, bytes(path))
+
+    def pinned(self, path: Path) -> int:
+        """A file descriptor of what is pinned at `path`."""
+        return self.integer("bpf_obj_get", bytes(path))
+
+    def per_cpu(self, map_fd: int, value_size: int) -> list[bytes]:
+        """The values of key 0 of a per-CPU array, one for each possible CPU. `value_size` is a multiple of 8."""
+        cpus = self.possible_cpus()
+        values = ctypes.create_string_buffer(value_size * cpus)
+        key = c_uint32(0)
+        self.integer("bpf_map_lookup_elem", map_fd, byref(key), values)
+        return [values.raw[cpu * value_size : (cpu + 1) * value_size] for cpu in range(cpus)]
+
+    def recursion_misses(self, program_fd: int) -> int:
+        """How often the kernel left a program out because it was already running on that CPU; 0 if it cannot tell."""
+        # struct bpf_prog_info of include/uapi/linux/bpf.h: recursion_misses (Linux 5.12) is at byte 208.
+        info = ctypes.create_string_buffer(256)
+        size = c_uint32(len(info))
+        self.integer("bpf_obj_get_info_by_fd", program_fd, info, byref(size))
+        offset = 208
+        if size.value < offset + 8:
+            return 0
+        return c_uint64.from_buffer(info, offset).value
+
 
 class BpfObject:
     """One compiled object: opened, then configured, loaded and attached by its owner, then closed."""
@@ -151,9 +179,20 @@ class BpfObject:
         """The program's handle."""
         return self._lib.pointer("bpf_object__find_program_by_name", self._object, name.encode())
 
-    def attach(self, name: str) -> None:
-        """Attach a program to what its section names."""
-        self._links.append(self._lib.pointer("bpf_program__attach", self.program(name)))
+    def program_fd(self, name: str) -> int:
+        """The loaded program's file descriptor."""
+        return self._lib.integer("bpf_program__fd", self.program(name))
+
+    def leave_out(self, name: str) -> None:
+        """Do not load this program, before load."""
+        self._lib.integer("bpf_program__set_autoload", self.program(name), False)
+
+    def attach(self, name: str, pin: Path | None = None) -> None:
+        """Attach a program to what its section names. With `pin`, it stays attached until that file is removed."""
+        link = self._lib.pointer("bpf_program__attach", self.program(name))
+        self._links.append(link)
+        if pin is not None:
+            self._lib.integer("bpf_link__pin", link, bytes(pin))
 
     def detach(self) -> None:
         """Undo every attach."""
@@ -170,72 +209,9 @@ class BpfObject:
         finally:
             self._lib.integer("bpf_link__destroy", link)
 
-    def lookup_per_cpu(self, name: str, value_size: int) -> list[bytes]:
-        """The values of key 0 of a per-CPU array, one for each possible CPU. `value_size` is a multiple of 8."""
-        cpus = self._lib.possible_cpus()
-        values = ctypes.create_string_buffer(value_size * cpus)
-        key = c_uint32(0)
-        self._lib.integer("bpf_map_lookup_elem", self.map_fd(name), byref(key), values)
-        return [values.raw[cpu * value_size : (cpu + 1) * value_size] for cpu in range(cpus)]
-
-    def recursion_misses(self, name: str) -> int:
-        """How often the kernel left a program out because it was already running on that CPU; 0 if it cannot tell."""
-        # struct bpf_prog_info of include/uapi/linux/bpf.h: recursion_misses (Linux 5.12) is at byte 208.
-        info = ctypes.create_string_buffer(256)
-        size = c_uint32(len(info))
-        fd = self._lib.integer("bpf_program__fd", self.program(name))
-        self._lib.integer("bpf_obj_get_info_by_fd", fd, info, byref(size))
-        offset = 208
-        if size.value < offset + 8:
-            return 0
-        return c_uint64.from_buffer(info, offset).value
-
     def close(self) -> None:
         """Detach and unload."""
         self.detach()
         if self._object is not None:
             self._lib.call("bpf_object__close", self._object)
             self._object = None
-
-
-class RingBuffer:
-    """The reading end of a ring buffer map."""
-
-    def __init__(self, library: Library, map_fd: int) -> None:
-        self._lib = library
-        self._records: list[bytes] = []
-        self._limit = 0
-        string_at = ctypes.string_at
-
-        def sample(context: int, data: int, size: int) -> int:  # noqa: ARG001
-            records = self._records
-            records.append(string_at(data, size))
-            # libbpf takes this record as consumed, and stops.
-            return 0 if len(records) < self._limit else -_STOP
-
-        self._sample = _SAMPLE(sample)
-        self._ring: int | None = library.pointer("ring_buffer__new", map_fd, self._sample, None, None)
-
-    def read(self, timeout_s: float, limit: int) -> list[bytes]:
-        """Records that wait, `limit` at most.
-
-        Waits up to `timeout_s` for a wakeup, which the program gives only when the ring fills up; then takes what is
-        there, wakeup or not.
-        """
-        self._limit = limit
-        try:
-            if timeout_s > 0:
-                self._lib.integer("ring_buffer__poll", self._ring, int(timeout_s * 1000))
-            self._lib.integer("ring_buffer__consume", self._ring)
-        except BpfError as error:
-            # A signal ends the waiting, so that its handler can run.
-            if error.errno not in (_STOP, errno.EINTR):
-                raise
-        records, self._records = self._records, []
-        return records
-
-    def close(self) -> None:
-        """Unmap the ring."""
-        if self._ring is not None:
-            self._lib.call("ring_buffer__free", self._ring)
-            self._ring = None

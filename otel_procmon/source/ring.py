@@ -1,0 +1,89 @@
+"""The reading end of the BPF ring buffer, by its memory map.
+
+Layout and protocol: kernel/bpf/ringbuf.c. One page that the consumer writes its position to, one that the producers
+have theirs in, then the data, mapped twice in a row so that a record which goes over the end can be read in one piece.
+A record has a header of 8 bytes: its length, with a bit while it is being written and one if it was discarded.
+
+Reading and committing are two steps here (libbpf's reader does both at once): until `commit`, the kernel keeps the
+records, and whoever opens the pinned ring next gets them again.
+"""
+
+from __future__ import annotations
+
+import mmap
+import select
+import struct
+import threading
+from typing import Final
+
+_PAGE: Final = mmap.PAGESIZE
+# Native, which means one load or store for all bytes. With "<" it would be one for each, and the kernel could see half
+# of a position.
+_POSITION: Final = struct.Struct("@Q")
+_LENGTH: Final = struct.Struct("@I")
+_BUSY: Final = 1 << 31
+_DISCARDED: Final = 1 << 30
+_HEADER_BYTES: Final = 8
+
+
+class RingReader:
+    """Reads the ring buffer map `map_fd`, whose data has `size` bytes. Not thread-safe; one reader for a ring."""
+
+    def __init__(self, map_fd: int, size: int) -> None:
+        self._consumer = mmap.mmap(map_fd, _PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        self._producer = mmap.mmap(map_fd, _PAGE + 2 * size, prot=mmap.PROT_READ, offset=_PAGE)
+        self._size = size
+        self._position: int = _POSITION.unpack_from(self._consumer)[0]
+        self._committed: int = self._position
+        self._epoll = select.epoll()
+        self._epoll.register(map_fd, select.EPOLLIN)
+        # On machines that reorder loads, taking a lock keeps what is read after the position from being read before it.
+        self._barrier = threading.Lock()
+
+    @property
+    def position(self) -> int:
+        """Up to where records were read, in bytes since the ring was made."""
+        return self._position
+
+    def waiting_bytes(self) -> int:
+        """How much the ring holds that is not committed."""
+        return self._end() - self._committed
+
+    def _end(self) -> int:
+        return int(_POSITION.unpack_from(self._producer)[0])
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the program says that the ring fills up, at most `timeout_s`, or until a signal comes."""
+        self._epoll.poll(timeout_s, 1)
+
+    def read(self, limit: int) -> list[bytes]:
+        """Records that are there, `limit` at most, in their order."""
+        end = self._end()
+        with self._barrier:
+            pass
+        data, mask, position = self._producer, self._size - 1, self._position
+        records: list[bytes] = []
+        while position < end and len(records) < limit:
+            at = _PAGE + (position & mask)
+            (length,) = _LENGTH.unpack_from(data, at)
+            if length & _BUSY:
+                break
+            size = length & ~_DISCARDED
+            if size == length:
+                begin = at + _HEADER_BYTES
+                records.append(data[begin : begin + size])
+            position += (size + _HEADER_BYTES + 7) & ~7
+        self._position = position
+        return records
+
+    def commit(self, position: int) -> None:
+        """Give the room up to `position` back to the kernel."""
+        if position > self._committed:
+            _POSITION.pack_into(self._consumer, 0, position)
+            self._committed = position
+
+    def close(self) -> None:
+        """Unmap."""
+        self._epoll.close()
+        self._consumer.close()
+        self._producer.close()
