@@ -6,12 +6,12 @@ this fails instead: an agent that runs for months must not run otherwise than as
 
 from __future__ import annotations
 
+import base64
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
-from urllib.parse import urlsplit
-
-from opentelemetry.util.re import parse_env_headers
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from otel_procmon.deliver.delivery import DeliveryError
 
@@ -30,6 +30,10 @@ DEFAULT_BATCH_SIZE: Final = 512
 _BATCH_PREFIX: Final[dict[Signal, str]] = {"traces": "OTEL_BSP_", "logs": "OTEL_BLRP_"}
 _DEFAULT_DELAY_MS: Final[dict[Signal, int]] = {"traces": 5000, "logs": 1000}
 
+# RFC 9110's token; gRPC's metadata takes less (its PROTOCOL-HTTP2.md).
+_HEADER_NAME: Final = {"http/protobuf": re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+"), "grpc": re.compile(r"[0-9a-z_.-]+")}
+_HEADER_VALUE: Final = re.compile(r"[ -~]*")
+
 
 @dataclass(frozen=True, slots=True)
 class Batching:
@@ -46,11 +50,12 @@ class Otlp:
 
     protocol: Protocol
     endpoint: str
-    """For HTTP the whole URL, with the signal's path."""
+    """For HTTP the whole URL, with the signal's path. Without user and password."""
     timeout_s: float
-    """For one batch, retries included."""
+    """For one try to send a batch."""
     compression: Compression = "none"
     headers: Mapping[str, str] = field(default_factory=dict)
+    """Names in lower case; the endpoint's user and password are among them."""
     insecure: bool = False
     """gRPC without TLS."""
     certificate: Path | None = None
@@ -145,43 +150,93 @@ def _otlp(variables: _Variables, signal: Signal) -> Otlp:
         _number(variables.otlp("TIMEOUT"), 10_000),
         _number(variables.own(f"{_BATCH_PREFIX[signal]}EXPORT_TIMEOUT"), 30_000),
     )
-    endpoint = _grpc_endpoint(variables) if protocol == "grpc" else _http_endpoint(variables, signal)
+    endpoint, authorization = _grpc_endpoint(variables) if protocol == "grpc" else _http_endpoint(variables, signal)
     scheme = urlsplit(endpoint).scheme
+    insecure = _choice(variables.otlp("INSECURE"), ("true", "false"), "false") == "true"
     return Otlp(
         protocol=cast("Protocol", protocol),
         endpoint=endpoint,
         timeout_s=timeout_ms / 1000,
         compression=cast("Compression", compression),
-        headers=dict(parse_env_headers(variables.otlp("HEADERS")[1], liberal=True)),
-        insecure=scheme == "http" or (scheme != "https" and variables.otlp("INSECURE")[1].lower() == "true"),
+        headers=authorization | _headers(variables.otlp("HEADERS"), protocol),
+        insecure=scheme == "http" or (scheme != "https" and insecure),
         certificate=_file(variables.otlp("CERTIFICATE")),
         client_certificate=_file(variables.otlp("CLIENT_CERTIFICATE")),
         client_key=_file(variables.otlp("CLIENT_KEY")),
     )
 
 
-def _http_endpoint(variables: _Variables, signal: Signal) -> str:
-    """The signal's own variable as it is; to the common one its path is added."""
+def _http_endpoint(variables: _Variables, signal: Signal) -> tuple[str, dict[str, str]]:
+    """The URL, and the headers that it stands for.
+
+    The signal's own variable is taken as it is; to the common one the signal's path is added.
+    """
     variable, value = variables.otlp("ENDPOINT")
     endpoint = value or "http://localhost:4318"
     try:
         url = urlsplit(endpoint)
         usable = url.scheme in {"http", "https"} and url.hostname is not None and url.port != 0
+        usable = usable and endpoint.isascii() and not re.search(r"\s", endpoint)
     except ValueError:
         usable = False
     if not usable:
-        raise DeliveryError(f"{variable} is {endpoint!r}; write a URL such as http://localhost:4318")
+        raise DeliveryError(f"{variable} is {_without_password(endpoint)!r}; write a URL such as http://localhost:4318")
+    url = url._replace(fragment="")
     if variable == "OTEL_EXPORTER_OTLP_ENDPOINT":
-        return f"{endpoint.rstrip('/')}/v1/{signal}"
-    return endpoint
+        url = url._replace(path=f"{url.path.rstrip('/')}/v1/{signal}")
+    return _without_user(url)
 
 
-def _grpc_endpoint(variables: _Variables) -> str:
+def _grpc_endpoint(variables: _Variables) -> tuple[str, dict[str, str]]:
+    """The endpoint, in any form that gRPC takes, and the headers that a URL's user and password stand for."""
     variable, value = variables.otlp("ENDPOINT")
     endpoint = value or "http://localhost:4317"
-    if any(character.isspace() for character in endpoint) or endpoint.endswith("://"):
-        raise DeliveryError(f"{variable} is {endpoint!r}; write a URL such as http://localhost:4317")
-    return endpoint
+    usable = not any(character.isspace() for character in endpoint) and not endpoint.endswith("://")
+    if endpoint.startswith(("http://", "https://")):
+        try:
+            url = urlsplit(endpoint)
+            usable = usable and url.hostname is not None and url.port != 0
+        except ValueError:
+            usable = False
+        if usable:
+            return _without_user(url)
+    if not usable:
+        raise DeliveryError(f"{variable} is {_without_password(endpoint)!r}; write a URL such as http://localhost:4317")
+    return endpoint, {}
+
+
+def _without_user(url: SplitResult) -> tuple[str, dict[str, str]]:
+    """`url`, and its user and password as the header that every HTTP client makes of them."""
+    user, at, host = url.netloc.rpartition("@")
+    if not at:
+        return url.geturl(), {}
+    name, _, password = user.partition(":")
+    credentials = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    return url._replace(netloc=host).geturl(), {"authorization": f"Basic {credentials}"}
+
+
+def _without_password(endpoint: str) -> str:
+    return re.sub(r"//[^/]*@", "//…@", endpoint)
+
+
+def _headers(variable: tuple[str, str], protocol: str) -> dict[str, str]:
+    """``name=value`` pairs as in W3C Baggage, values percent-encoded. Messages hold names only: values are secrets."""
+    name, value = variable
+    headers: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        key, equals, encoded = part.partition("=")
+        key, text = unquote(key).strip().lower(), unquote(encoded).strip()
+        if not equals or not key:
+            raise DeliveryError(f"{name} has a part without a name or '='; write name=value,name=value")
+        reserved = protocol == "grpc" and (key.startswith("grpc-") or key.endswith("-bin"))
+        if reserved or not _HEADER_NAME[protocol].fullmatch(key):
+            raise DeliveryError(f"{name} has {key!r}, which is no name of a header that can be sent over {protocol}")
+        if not _HEADER_VALUE.fullmatch(text):
+            raise DeliveryError(
+                f"{name} has a value for {key!r} that is not printable ASCII; headers cannot carry anything else"
+            )
+        headers[key] = text
+    return headers
 
 
 def _number(variable: tuple[str, str], default: int, *, least: int = 1) -> int:
