@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 SIGNALS = frozenset({"resourceLogs", "resourceSpans"})
@@ -80,21 +79,48 @@ def attributes(pairs: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of `path`, parsed. A last line without a newline is one that is still being written: left out."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    for number, line in enumerate(content.split(b"\n")[:-1], 1):
-        parsed = msgspec.json.decode(line)
-        if len(parsed) != 1 or not parsed.keys() <= SIGNALS:
-            raise ValueError(f"{path}:{number}: neither resourceLogs nor resourceSpans but {sorted(parsed)}")
-        yield parsed
+class Records:
+    """Reads one file, also while it grows: what was read before is not read again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._lines = 0
+        self._logs: list[Log] = []
+        self._spans: list[Span] = []
+
+    def logs(self) -> list[Log]:
+        """All log records so far, in the order of the file."""
+        self._read()
+        return self._logs[:]
+
+    def spans(self) -> list[Span]:
+        """All spans so far, in the order of the file."""
+        self._read()
+        return self._spans[:]
+
+    def _read(self) -> None:
+        """A last line without a newline is one that is still being written: it is left for the next time."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                self._lines += 1
+                parsed = msgspec.json.decode(line)
+                if len(parsed) != 1 or not parsed.keys() <= SIGNALS:
+                    raise ValueError(
+                        f"{self._path}:{self._lines}: neither resourceLogs nor resourceSpans but {sorted(parsed)}"
+                    )
+                self._logs += logs_of(parsed)
+                self._spans += spans_of(parsed)
 
 
-def read_logs(path: Path) -> list[Log]:
-    """All log records, in the order of the file."""
+def logs_of(parsed: dict[str, Any]) -> list[Log]:
+    """The log records of one line."""
     return [
         Log(
             event_name=record.get("eventName", ""),
@@ -107,7 +133,6 @@ def read_logs(path: Path) -> list[Log]:
             attributes=attributes(record.get("attributes", [])),
             resource=resource,
         )
-        for parsed in objects(path)
         for group in parsed.get("resourceLogs", [])
         for resource in [attributes(group.get("resource", {}).get("attributes", []))]
         for scope in group.get("scopeLogs", [])
@@ -115,8 +140,8 @@ def read_logs(path: Path) -> list[Log]:
     ]
 
 
-def read_spans(path: Path) -> list[Span]:
-    """All spans, in the order of the file."""
+def spans_of(parsed: dict[str, Any]) -> list[Span]:
+    """The spans of one line."""
     return [
         Span(
             name=span.get("name", ""),
@@ -131,9 +156,18 @@ def read_spans(path: Path) -> list[Span]:
             attributes=attributes(span.get("attributes", [])),
             resource=resource,
         )
-        for parsed in objects(path)
         for group in parsed.get("resourceSpans", [])
         for resource in [attributes(group.get("resource", {}).get("attributes", []))]
         for scope in group.get("scopeSpans", [])
         for span in scope.get("spans", [])
     ]
+
+
+def read_logs(path: Path) -> list[Log]:
+    """All log records of a file, in its order; none if it does not exist."""
+    return Records(path).logs()
+
+
+def read_spans(path: Path) -> list[Span]:
+    """All spans, likewise."""
+    return Records(path).spans()

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import pytest
 
-from tests.kernel.truth.otlp import Log, Span, read_logs, read_spans
+from tests.kernel.truth.otlp import Records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from tests.kernel.truth.otlp import Log, Span
+
 START_SECONDS = 60
 STOP_SECONDS = 120
 """Bounds after which waiting fails; nothing takes that long unless something is broken."""
+LEDGER = "otel-procmon: ledger: "
 
 
 def cannot_run(tier: str, reason: str) -> NoReturn:
@@ -43,6 +46,7 @@ class Agent:
         self.process = process
         self.records = records
         """The OTLP JSON file."""
+        self._read = Records(records)
         self._stdout = stdout
         self._stderr = stderr
 
@@ -58,11 +62,11 @@ class Agent:
 
     def logs(self) -> list[Log]:
         """The log records that it has written so far: all of them after the ``with`` block."""
-        return read_logs(self.records)
+        return self._read.logs()
 
     def spans(self) -> list[Span]:
         """The spans that it has written so far: all of them after the ``with`` block."""
-        return read_spans(self.records)
+        return self._read.spans()
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
         """Wait for `condition`; AgentError naming `what` if the agent ends first, or after `seconds`."""
@@ -73,6 +77,15 @@ class Agent:
             if time.monotonic() > deadline:
                 raise AgentError(self._account(f"the agent is not done in {seconds} s: {what}"))
             time.sleep(0.02)
+
+    def ledger(self) -> dict[str, dict[str, int]]:
+        """The last ledger line that it has written: counts by place and outcome."""
+        line = [line for line in self.stderr.splitlines() if line.startswith(LEDGER)][-1].removeprefix(LEDGER)
+        places = (place.partition(": ") for place in line.split("; "))
+        return {
+            place: {outcome: int(number) for outcome, number in re.findall(r"(?:^|, )(.*?) (\d+)(?=, |$)", outcomes)}
+            for place, _, outcomes in places
+        }
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Send the signal and wait. AgentError unless it exits 0. Does nothing if it has been stopped before."""
@@ -106,24 +119,43 @@ class RunningAgent(Protocol):
 
 
 @contextmanager
-def run_agent(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Agent]:
-    """`otel-procmon run` of this Python, attached when the block begins; stopped with SIGTERM after it.
+def run_command(
+    directory: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    records: Path | None = None,
+    stdout: int | None = None,
+) -> Iterator[Agent]:
+    """`otel-procmon ARGUMENTS` of this Python, attached when the block begins; stopped with SIGTERM after it.
 
-    Raises AgentError if it does not attach, or does not exit 0. May be used many times with one directory: each run
-    gets its own files.
+    Of this process's environment, OTEL_ variables and proxies are left out. Raises AgentError if it does not attach,
+    or does not exit 0. May be used many times with one directory: each run gets its own files.
+
+    Args:
+        directory: Where standard output and error go.
+        arguments: Of the command line, the command first.
+        env: Added to the environment.
+        records: Where these arguments make it write OTLP JSON, if they do.
+        stdout: A descriptor to be its standard output instead of a file.
     """
-    run = sum(1 for _ in directory.glob("agent-*.jsonl"))
-    records, stdout, stderr = (directory / f"agent-{run}.{suffix}" for suffix in ("jsonl", "stdout", "stderr"))
+    run = sum(1 for _ in directory.glob("agent-*.stderr"))
+    out_path, err_path = directory / f"agent-{run}.stdout", directory / f"agent-{run}.stderr"
+    records = records or directory / f"agent-{run}.jsonl"
     records.touch()
-    with stdout.open("wb") as out, stderr.open("wb") as err:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("OTEL_") and not name.lower().endswith("_proxy")
+    }
+    with out_path.open("wb") as out, err_path.open("wb") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", "otel_procmon", "run", "-o", f"otlp-json:{records}", *arguments],
+            [sys.executable, "-m", "otel_procmon", *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=out,
+            stdout=out if stdout is None else stdout,
             stderr=err,
-            env={**os.environ, **(env or {})},
+            env={**kept, **(env or {})},
         )
-    agent = Agent(process, records, stdout, stderr)
+    agent = Agent(process, records, out_path, err_path)
     try:
         agent.wait_until(lambda: "capturing" in agent.stderr, "it was capturing")
         yield agent
@@ -131,3 +163,11 @@ def run_agent(directory: Path, *arguments: str, env: Mapping[str, str] | None = 
     finally:
         if process.poll() is None:
             agent.kill()
+
+
+@contextmanager
+def run_agent(directory: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Agent]:
+    """`run_command` of ``run``, with OTLP JSON as an output."""
+    records = directory / f"agent-{sum(1 for _ in directory.glob('agent-*.stderr'))}.jsonl"
+    with run_command(directory, "run", "-o", f"otlp-json:{records}", *arguments, env=env, records=records) as agent:
+        yield agent
