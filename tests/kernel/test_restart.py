@@ -1,0 +1,154 @@
+"""Identities that outlive the agent: what was named before a restart is found again after it."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.truth.family import exec_id, with_word
+from tests.kernel.truth.shell import Shell, marker, shell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.kernel.truth.family import Record
+    from tests.kernel.truth.otlp import Log, Span
+    from tests.kernel.truth.running import Agent, RunningAgent
+
+pytestmark = pytest.mark.kernel
+
+CLOCK_SLACK_NS = 50_000_000
+"""The agent's idea of when this host booted may be corrected meanwhile."""
+
+
+@pytest.fixture(params=["plain", "session", "terminal"])
+def a_shell(request: pytest.FixtureRequest) -> Iterator[Shell]:
+    """Shells of all the kinds that decide differently in which trace their children are."""
+    with shell(session=request.param == "session", terminal=request.param == "terminal") as started:
+        yield started
+
+
+def stop(agent: Agent) -> None:
+    agent.stop()
+
+
+def kill(agent: Agent) -> None:
+    agent.kill()
+
+
+def child(of: Shell, agent: Agent) -> tuple[Log, Log, Span]:
+    """Has the shell run a program, and gives what was told of it: its exec, its exit, its span."""
+    word = marker()
+    assert of.run(f"/bin/true {word}") == 0
+    agent.wait_until(lambda: len(with_word(agent.logs(), word)) >= 2, "a child was told of")
+    agent.wait_until(lambda: bool(with_word(agent.spans(), word)), "its span was sent")
+    (exec_, exit_) = with_word(agent.logs(), word)
+    (span,) = with_word(agent.spans(), word)
+    assert (exec_.event_name, exit_.event_name) == ("process.exec", "process.exit")
+    return exec_, exit_, span
+
+
+def parent_of(record: Record) -> str:
+    told: str = record.attributes["procmon.parent_exec_id"]
+    return told
+
+
+def spans_of(agent: Agent, image: str) -> dict[str, Span]:
+    """The spans of an image: by ``procmon.span``, ``""`` where it has one only."""
+    spans = [span for span in agent.spans() if exec_id(span) == image]
+    told = {span.attributes.get("procmon.span", ""): span for span in spans}
+    assert len(told) == len(spans)
+    return told
+
+
+def named(agent: Agent, image: str) -> tuple[str, str]:
+    """Trace and span id under which an image was sent, as those that it started name it."""
+    told = spans_of(agent, image)
+    if set(told) == {""}:
+        return told[""].trace_id, told[""].span_id
+    assert set(told) == {"open", "life"}
+    assert (told["life"].trace_id, told["life"].parent_span_id) == (told["open"].trace_id, told["open"].span_id)
+    return told["open"].trace_id, told["open"].span_id
+
+
+@pytest.mark.parametrize("end", [stop, kill])
+def test_shell_is_the_parent_that_its_children_named(
+    end: Callable[[Agent], None], a_shell: Shell, running_agent: RunningAgent, tmp_path: Path
+) -> None:
+    with running_agent(tmp_path) as first:
+        before_exec, before_exit, before_span = child(a_shell, first)
+        end(first)
+    with running_agent(tmp_path) as second:
+        after_exec, after_exit, after_span = child(a_shell, second)
+        a_shell.end()
+    image = parent_of(before_exec)
+    assert {parent_of(record) for record in (before_exit, before_span, after_exec, after_exit, after_span)} == {image}
+    assert named(second, image) == (before_span.trace_id, before_span.parent_span_id)
+    assert named(second, image) == (after_span.trace_id, after_span.parent_span_id)
+    (exit_,) = [log for log in second.logs() if exec_id(log) == image and log.event_name == "process.exit"]
+    assert (exit_.trace_id, exit_.span_id) == (before_span.trace_id, before_span.parent_span_id)
+
+
+def test_shell_that_began_before_the_restart(running_agent: RunningAgent, tmp_path: Path) -> None:
+    """Its exec told the ids, and all else, that it has as a discovered process."""
+    with running_agent(tmp_path) as first, shell(session=True) as started:
+        assert started.run("true") == 0
+        first.wait_until(lambda: bool(with_word(first.logs(), started.marker)), "the shell was told of")
+        first.kill()
+        (began,) = with_word(first.logs(), started.marker)
+        with running_agent(tmp_path) as second:
+            second.wait_until(lambda: bool(with_word(second.logs(), started.marker)), "the shell was discovered")
+            started.end()
+    (found,) = [
+        log for log in second.logs() if log.event_name == "process.discovered" and exec_id(log) == exec_id(began)
+    ]
+    assert (found.trace_id, found.span_id) == (began.trace_id, began.span_id)
+    assert named(second, exec_id(began)) == (began.trace_id, began.span_id)
+    same = ("process.pid", "process.executable.path", "process.command_args", "process.working_directory")
+    for name in (*same, "process.session_leader.pid", "process.vpid", "procmon.parent_exec_id", "procmon.ancestors"):
+        assert found.attributes.get(name) == began.attributes.get(name)
+
+
+def test_running_shell_is_discovered_once(a_shell: Shell, running_agent: RunningAgent, tmp_path: Path) -> None:
+    latest = time.time_ns()
+    with running_agent(tmp_path) as agent:
+        agent.wait_until(lambda: bool(with_word(agent.logs(), a_shell.marker)), "the shell was discovered")
+        child(a_shell, agent)
+        a_shell.end()
+    found, ended = with_word(agent.logs(), a_shell.marker)
+    assert (found.event_name, ended.event_name) == ("process.discovered", "process.exit")
+    assert found.attributes["process.pid"] == a_shell.pid
+    assert "procFS" in found.attributes["procmon.flags"]
+    # Told now, of what began then.
+    assert found.time_unix_ns >= latest - CLOCK_SLACK_NS
+    created = datetime.fromisoformat(found.attributes["process.creation.time"].replace("Z", "+00:00")[:26] + "+00:00")
+    assert created.timestamp() * 1e9 <= latest + CLOCK_SLACK_NS
+    assert latest / 1e9 - created.timestamp() < 600
+    (life,) = [span for name, span in spans_of(agent, exec_id(found)).items() if name != "open"]
+    assert abs(life.start_unix_ns / 1e9 - created.timestamp()) < 0.001
+
+
+def test_two_agents_do_not_disturb_each_other(running_agent: RunningAgent, tmp_path: Path) -> None:
+    with shell() as started, running_agent(tmp_path) as first:
+        with running_agent(tmp_path) as second:
+            both = [child(started, first)]
+            word = both[0][0].attributes["process.command_args"][-1]
+            second.wait_until(lambda: bool(with_word(second.spans(), word)), "the second one told it too")
+            first.stop()
+            alone, _, _ = child(started, second)
+            started.end()
+        image = parent_of(alone)
+        for log, other in zip(with_word(first.logs(), word), with_word(second.logs(), word), strict=True):
+            assert (log.trace_id, log.span_id, log.event_name) == (other.trace_id, other.span_id, other.event_name)
+            assert exec_id(log) == exec_id(other)
+        (span,) = with_word(second.spans(), word)
+        assert named(second, image) == (span.trace_id, span.parent_span_id)
+    for agent in (first, second):
+        kernel = agent.ledger()["kernel"]
+        made = sum(count for outcome, count in kernel.items() if outcome.startswith("made: "))
+        lost = sum(count for outcome, count in kernel.items() if outcome.startswith("lost: "))
+        assert made == agent.ledger()["source"]["read"] + lost
