@@ -117,6 +117,9 @@ class _Records:
         """What the events of `batch` mean."""
         happenings: list[Happening] = []
         for event in self._decoded(batch):
+            # What was due by then came before it, whether or not the ring was read meanwhile: a recording has to give
+            # the same again.
+            happenings += self.table.tick(event.time_unix_ns)
             happenings += self.table.apply(event)
         happenings += self.table.tick(batch.unix_ns)
         return happenings
