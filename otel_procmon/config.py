@@ -94,6 +94,16 @@ class RecordOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveryOptions:
+    """What cannot be sent at once waits: in memory, then on disk."""
+
+    queue_bytes: int = 32 * _MIB
+    in_flight: int = 2
+    spool_directory: str | None = "/var/lib/otel-procmon/spool"
+    spool_max_bytes: int = 512 * _MIB
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it. ``Config()`` is what an empty file says."""
 
@@ -104,6 +114,7 @@ class Config:
     trace: TraceOptions = field(default_factory=TraceOptions)
     lineage: LineageOptions = field(default_factory=LineageOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
+    delivery: DeliveryOptions = field(default_factory=DeliveryOptions)
 
 
 # How values are read and written.
@@ -258,6 +269,7 @@ _FRACTION_KIND: Final = _Kind("a number above 0 and below 1", _read_fraction, st
 _SWITCH: Final = _Kind("true or false", _read_switch, lambda value: "true" if value else "false")
 _SOURCE: Final = _Kind("one text, such as ebpf", _read_filled, str)
 _FILE: Final = _Kind("the path of a file", _read_file, lambda value: value or "null")
+_DIRECTORY: Final = _Kind("the path of a directory, or null", _read_file, lambda value: value or "null")
 _OUTPUTS: Final = _list(_read_filled, "a list of texts such as [otlp, compact], at least one", least=1)
 _NAMESPACES: Final = _list(_read_text, "a list of names such as [default, kube-system]; in quotes if like a number")
 _CONTAINER_IDS: Final = _list(_read_filled, "a list of texts such as ['3f0c9a1e2b7d'], in quotes")
@@ -308,6 +320,7 @@ _SECTIONS: Final = {
     "trace": (TraceOptions, "Where a new trace begins, and when a program that goes on is announced."),
     "lineage": (LineageOptions, "How much of the past is remembered."),
     "records": (RecordOptions, "What log records and spans say."),
+    "delivery": (DeliveryOptions, "What cannot be sent at once (`otlp`) waits: in memory, then on disk."),
 }
 
 _OPTIONS: Final = (
@@ -425,6 +438,27 @@ _OPTIONS: Final = (
         "well_known_labels",
         _SWITCH,
         "Whether a pod's `app.kubernetes.io/` labels count for `service.name`, `service.version` and the like.",
+    ),
+    _Option(
+        "delivery",
+        "queue_bytes",
+        _size(_MIB, 1024 * _MIB),
+        "How much of each signal may wait in memory. A record takes about 1.3 KiB.",
+    ),
+    _Option("delivery", "in_flight", _whole(1, 64), "How many batches of each signal may be on their way at one time."),
+    _Option(
+        "delivery",
+        "spool_directory",
+        _DIRECTORY,
+        "Holds what the receiver is not there for, or memory has no room for, until it can be sent, by this agent or "
+        "the next one. Each agent needs its own. `null`: nothing waits on disk.",
+    ),
+    _Option(
+        "delivery",
+        "spool_max_bytes",
+        _size(_MIB, 1024 * 1024 * _MIB),
+        "How much of the disk it may take; beyond it the oldest goes first, and is counted. Files are compressed: a "
+        "record of a full batch takes about 130 bytes, a batch 4 KiB at least. There are 262144 files at most.",
     ),
 )
 

@@ -19,6 +19,7 @@ from otel_procmon.config import (
     Capture,
     Config,
     ConfigError,
+    DeliveryOptions,
     FilterOptions,
     LineageOptions,
     RecordOptions,
@@ -156,6 +157,7 @@ capture: {poll_interval: 1s, ring: 262144, wake_fraction: .5, arguments_max: 32 
 trace: {service_age: 0s, max_age: 2h, max_spans: 1, open_after: 1500ms}
 lineage: {max_images: 1024, grace: 1m, sweep_interval: 10 s}
 records: {failed_exit_is_error: false, well_known_labels: true}
+delivery: {queue: 1MiB, in_flight: 64, spool_directory: ./spool, spool_max: 1024GiB}
 """
     assert read(content) == Config(
         source="tetragon:-",
@@ -167,7 +169,13 @@ records: {failed_exit_is_error: false, well_known_labels: true}
         trace=TraceOptions(0, 7200 * 10**9, 1, 1500 * 10**6),
         lineage=LineageOptions(1024, 60 * 10**9, 10 * 10**9),
         records=RecordOptions(failed_exit_is_error=False, well_known_labels=True),
+        delivery=DeliveryOptions(2**20, 64, "./spool", 2**40),
     )
+
+
+@pytest.mark.parametrize("nothing", ["null", "~", ""])
+def test_no_spool(read: Read, nothing: str) -> None:
+    assert read(f"delivery:\n  spool_directory: {nothing}\n").delivery == DeliveryOptions(spool_directory=None)
 
 
 def test_commented_out_entries_and_aliases(read: Read) -> None:
@@ -216,6 +224,12 @@ def test_commented_out_entries_and_aliases(read: Read) -> None:
         ("capture: {snapshot: 'true'}", "capture.snapshot is 'true'; write true or false."),
         ("capture: {snapshot: !!bool maybe}", "capture.snapshot is maybe; write true or false."),
         ("capture: {poll_interval: !!int x}", "capture.poll_interval is x; write"),
+        (
+            "delivery: {spool_directory: ' '}",
+            "delivery.spool_directory is ' '; write the path of a directory, or null.",
+        ),
+        ("delivery: {spool_max: 0}", "delivery.spool_max is 0; write a size from 1MiB to 1024GiB, with KiB"),
+        ("delivery: {in_flight: 0}", "delivery.in_flight is 0; write a whole number from 1 to 64."),
         ("lineage: {max_images: !!python/object/apply:os.system [echo]}", "lineage.max_images is a list; write"),
         (r'source: !!int "\e[31m"', r"source is '\x1b[31m'; write one text, such as ebpf."),
     ],
@@ -235,7 +249,10 @@ def test_wrong_values(refusal: Callable[[str], str], content: str, message: str)
         ("records: {grace: 1s}", "there is no option 'records.grace'; did you mean grace under lineage?"),
         ("capture: {ring_bytes: 5}", "there is no option 'capture.ring_bytes'; did you mean ring?"),
         ("records: {grace_ns: 1}", "there is no option 'records.grace_ns'; did you mean grace under lineage?"),
-        ("zzz: 5", "there is no option 'zzz'; there are source, outputs, filters, capture, trace, lineage, records."),
+        (
+            "zzz: 5",
+            "there is no option 'zzz'; there are source, outputs, filters, capture, trace, lineage, records, delivery.",
+        ),
         ("on: 5", "there is no option 'on'; "),
         ("<<: {source: x}", "there is no option '<<'; "),
         ("records: {zzz: 5}", "there is no option 'records.zzz'; there are failed_exit_is_error, well_known_labels."),
