@@ -468,7 +468,8 @@ def test_any_fields_round_trip(kind: int, fields: Any, texts: Any, usage: Any, c
     assert read_head(record) == made
     one = decoder()
     event = one.decode(record)
-    assert isinstance(event, {1: Fork, 2: Exec, 3: Exit, 4: Discovered}[kind])
+    kinds_of_events: dict[int, type[Event]] = {1: Fork, 2: Exec, 3: Exit, 4: Discovered}
+    assert type(event) is kinds_of_events[kind]
     exec_id = event.exec_id if isinstance(event, Fork | Exit) else event.process.exec_id
     assert exec_id == one.exec_id(record) == make_exec_id(NODE, made.start_ns, made.generation, made.pid)
 
