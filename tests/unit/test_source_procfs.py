@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,9 +32,12 @@ LIMIT = 65536
 
 @contextlib.contextmanager
 def running(*argv: str | bytes, **how: Any) -> Iterator[int]:
-    """The pid of a child that runs `argv`; it has exec'd when this returns."""
+    """The pid of a child that runs `argv`."""
     with subprocess.Popen(argv, stdin=subprocess.PIPE, **how) as child:
         try:
+            # Popen returns when the new program has the process; where its arguments are, the kernel notes a bit later.
+            while not (PROC / str(child.pid) / "cmdline").read_bytes():
+                time.sleep(0.001)
             yield child.pid
         finally:
             child.kill()
