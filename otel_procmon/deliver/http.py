@@ -390,7 +390,11 @@ class _Connection(HTTPConnection):
     def send(self, data: Any) -> None:
         if self.sock is not None:
             self.sock.settimeout(self.timeout)
-        super().send(data)
+        try:
+            super().send(data)
+        except ssl.SSLEOFError as error:
+            # As for a broken pipe, after which urllib3 goes on to the answer: it may be there, and say "too large".
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
 
     def getresponse(self) -> Any:
         try:

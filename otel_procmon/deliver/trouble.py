@@ -126,6 +126,9 @@ def unreachable(endpoint: str, cause: BaseException | str) -> str:
         if match := pattern.search(words):
             # Often a client with a wrong certificate sees no more: the alert is lost with the connection.
             hint = _ITS_LOG_OR_CERTIFICATE if remedy == _ITS_LOG and place.startswith("https:") else remedy
+            if remedy == _ITS_LOG and place.endswith(":4317") and not isinstance(cause, str):
+                # What the Collector's port for gRPC does with HTTP.
+                hint = _PORT
             detail = next((group for group in match.groups() if group), "").replace("_", " ").lower()
             return f"{place} {what}{f' ({detail})' if detail else ''}: {hint}"
     return f"cannot reach {place} ({why}): {_START}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import subprocess
 import threading
@@ -39,6 +38,7 @@ from tests.unit.otlp_receiver import (
 )
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -408,18 +408,21 @@ def test_the_connection_ends_before_the_answer(receiver: Received, end: Callable
     assert len(receiver.requests) == 1
 
 
-def test_an_answer_that_comes_before_the_request_was_read() -> None:
-    """As a receiver does it that will not read so much."""
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_answer_that_comes_before_the_request_was_read(authority: Authority, scheme: str) -> None:
+    """As Go's net/http does it with a request that is too large: it answers, and closes with most of it unread."""
+    context = server_context(authority.issue("server"))
 
     def early(connection: socket.socket) -> None:
+        if scheme == "https":
+            connection = context.wrap_socket(connection, server_side=True)
         connection.recv(1000)
         connection.sendall(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        connection.shutdown(socket.SHUT_WR)
-        while connection.recv(1 << 20):
-            pass
+        connection.close()
 
     with raw_receiver(early) as port:
-        trouble_of(send(port, LARGE), TooLarge)
+        outcome = send(port, LARGE, endpoint=f"{scheme}://localhost:{port}/", certificate=authority.certificate)
+        trouble_of(outcome, TooLarge)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import socket
+import ssl
 
 import pytest
 
-from otel_procmon.deliver.trouble import sentence, shown
+from otel_procmon.deliver.trouble import sentence, shown, unreachable
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,18 @@ def test_exceptions_tied_in_a_ring_end() -> None:
 
 def test_without_any_word_from_the_exporter() -> None:
     assert sentence("http://c:1", []).startswith("cannot send to http://c:1 (the exporter does not say why)")
+
+
+def test_the_port_of_grpc_is_recognised() -> None:
+    """The Collector closes the connection without a word."""
+    cause = http.client.RemoteDisconnected("Remote end closed connection without response")
+    assert (
+        "closed the connection before it had answered: set OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_PROTO"
+        in (unreachable("http://c:4317/v1/logs", cause))
+    )
+    assert unreachable("http://c:4318/v1/logs", cause).endswith("had answered: look into the receiver's log")
+
+
+def test_openssl_has_numbers_of_its_own() -> None:
+    """An SSLEOFError has the errno 8, which is ENOEXEC."""
+    assert "exec format" not in sentence("https://c", [], ssl.SSLEOFError(8, "EOF occurred in violation of protocol"))
