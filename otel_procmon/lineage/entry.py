@@ -18,7 +18,13 @@ _INIT_PID = 1
 
 
 def entry_reason(
-    process: Process, began_unix_ns: int, parent: Image | None, at_fork: Process | None, options: TraceOptions
+    process: Process,
+    began_unix_ns: int,
+    parent: Image | None,
+    at_fork: Process | None,
+    options: TraceOptions,
+    *,
+    replaces: bool = False,
 ) -> EntryReason | None:
     """Why a trace begins at the image of `process`; None where it joins its parent's.
 
@@ -28,6 +34,8 @@ def entry_reason(
         parent: The parent image, if it is known.
         at_fork: The image as its fork left it: its session and terminal are what its parent's were at that moment.
         options: The thresholds.
+        replaces: The parent is what ran before in the same process. Such a change of the program is no activity of its
+            own: after a restart nobody knows of it any more.
     """
     if parent is None:
         return "init_parent" if process.parent_pid == _INIT_PID else "unknown_parent"
@@ -40,9 +48,9 @@ def entry_reason(
     parent_then = parent.process if at_fork is None else at_fork
     if parent_then.tty is False:
         sessions = (process.session_id, parent_then.session_id)
-        if None not in sessions and sessions[0] != sessions[1]:
+        if None not in sessions and sessions[0] != sessions[1] and not (replaces and parent.began_trace):
             return "session"
-        if began_unix_ns - began(parent.process) > options.service_age_ns:
+        if not replaces and began_unix_ns - began(parent.process) > options.service_age_ns:
             return "service"
     if began_unix_ns - parent.trace_start_unix_ns > options.max_age_ns or parent.trace_images[0] >= options.max_spans:
         return "limit"

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from otel_procmon.events import Process
     from otel_procmon.lineage.image import Image
 
 
@@ -21,6 +22,13 @@ def make_exec_id(node: str, boot_start_ns: int, generation: int, pid: int) -> st
     one process differ.
     """
     return b64encode(f"{node}:{boot_start_ns + generation}:{pid}".encode("utf-8", "surrogateescape")).decode()
+
+
+def process_id(process: Process) -> str | None:
+    """The identity of a process, the same for all its images; None where the source does not tell processes apart."""
+    if process.boot_start_ns is None:
+        return None
+    return make_exec_id(process.node or "", process.boot_start_ns, 0, process.pid)
 
 
 class SpanIds:
@@ -41,9 +49,9 @@ class SpanIds:
         """The id of the second span of an image that had an opening span."""
         return self._hash(image.exec_id, b"life", 8)
 
-    def trace_id(self, exec_id: str) -> bytes:
-        """The id of the trace that begins at an image."""
-        return self._hash(exec_id, b"trace", 16)
+    def trace_id(self, exec_id: str, container_id: str = "") -> bytes:
+        """The id of a trace by where it begins: an image, or a process (`process_id`) while it is in a container."""
+        return self._hash(f"{exec_id} {container_id}" if container_id else exec_id, b"trace", 16)
 
     def _hash(self, exec_id: str, purpose: bytes, size: int) -> bytes:
         text = exec_id.encode("utf-8", "surrogatepass")

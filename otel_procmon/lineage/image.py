@@ -26,6 +26,7 @@ class Image:
 
     __slots__ = (
         "ancestors",
+        "began_trace",
         "children",
         "discovered",
         "end_unix_ns",
@@ -63,6 +64,8 @@ class Image:
         """Executable names, nearest first, at most 16."""
         self.entry_reason: EntryReason | None = None
         """Set where this image is the root of its trace."""
+        self.began_trace = False
+        """Its trace began in its process: at this image, or at one that this one took the place of."""
         self.link: SpanRef | None = None
         """For an entry: the parent's span in the other trace."""
         self.forked_only = False

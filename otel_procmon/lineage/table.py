@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from otel_procmon.events import Discovered, Event, Exec, Exit, Fork, Process
 from otel_procmon.lineage.entry import began, entry_reason
+from otel_procmon.lineage.ids import process_id
 from otel_procmon.lineage.image import Ended, EndReason, Happening, Image, Opened, SpanRef, Started
 
 if TYPE_CHECKING:
@@ -337,7 +338,10 @@ class ProcessTable:
             parent.children = True
             image.process = _contained(image.process, parent.process)
         _know_parent(image, parent, origin.parent_exec_id)
-        reason = entry_reason(image.process, origin.moment_unix_ns, parent, origin.at_fork, self._trace)
+        replaces = parent is not None and parent is origin.before
+        reason = entry_reason(
+            image.process, origin.moment_unix_ns, parent, origin.at_fork, self._trace, replaces=replaces
+        )
         if parent is None and origin.reason is not None:
             reason = origin.reason
         span_id = self._ids.span_id(image.exec_id)
@@ -346,12 +350,28 @@ class ProcessTable:
             image.span = SpanRef(parent.span.trace_id, span_id)
             image.parent_span_id = parent.span.span_id
             image.trace_start_unix_ns, image.trace_images = parent.trace_start_unix_ns, parent.trace_images
+            image.began_trace = replaces and parent.began_trace
             return
         image.entry_reason = reason
-        image.span = SpanRef(self._ids.trace_id(image.exec_id), span_id)
+        image.began_trace = True
+        image.span = SpanRef(self._trace_id(image, origin.before), span_id)
         image.trace_start_unix_ns = origin.moment_unix_ns
         if parent is not None and not parent.process.kernel_thread:
             image.link = parent.span
+
+    def _trace_id(self, image: Image, before: Image | None) -> bytes:
+        """The id of the trace that begins at `image`, which took the place of `before` in its process.
+
+        It is the process's: after a restart nobody knows any more at which of its programs the trace began. Only where
+        one process begins two traces in one container (see `entry_reason`), the second one is its image's.
+        """
+        process = process_id(image.process)
+        if process is None:
+            return self._ids.trace_id(image.exec_id)
+        own = self._ids.trace_id(process, image.process.container_id or "")
+        # A fork without children that another program replaced was never there: it is not in the table any more.
+        taken = before is not None and before.exec_id in self._images and before.span.trace_id == own
+        return self._ids.trace_id(image.exec_id) if taken else own
 
     # How an image ends
 
@@ -480,13 +500,17 @@ class _Origin(NamedTuple):
     """The image as its fork left it, if that was seen."""
     reason: EntryReason | None = None
     """Why it is an entry, as the event of its fork told, if its parent is not known."""
+    before: Image | None = None
+    """What ran before in the same process."""
 
 
 def _after(before: Image, process: Process) -> _Origin:
     """Where `process` belongs, which took the place of `before`: a program below that, or what a fork became."""
     if before.forked_only:
-        return _Origin(before.parent, before.parent_exec_id, began(process), before.process, before.entry_reason)
-    return _Origin(before, before.exec_id, process.start_unix_ns, None)
+        return _Origin(
+            before.parent, before.parent_exec_id, began(process), before.process, before.entry_reason, before
+        )
+    return _Origin(before, before.exec_id, process.start_unix_ns, None, before=before)
 
 
 def _know_parent(image: Image, parent: Image | None, parent_exec_id: str | None) -> None:

@@ -94,23 +94,50 @@ def test_shell_is_the_parent_that_its_children_named(
 
 
 def test_shell_that_began_before_the_restart(running_agent: RunningAgent, tmp_path: Path) -> None:
-    """Its exec told the ids, and all else, that it has as a discovered process."""
+    """Its exec told all that it has as a discovered process."""
     with running_agent(tmp_path) as first, shell(session=True) as started:
-        assert started.run("true") == 0
         first.wait_until(lambda: bool(with_word(first.logs(), started.marker)), "the shell was told of")
         first.kill()
         (began,) = with_word(first.logs(), started.marker)
         with running_agent(tmp_path) as second:
             second.wait_until(lambda: bool(with_word(second.logs(), started.marker)), "the shell was discovered")
             started.end()
-    (found,) = [
-        log for log in second.logs() if log.event_name == "process.discovered" and exec_id(log) == exec_id(began)
-    ]
-    assert (found.trace_id, found.span_id) == (began.trace_id, began.span_id)
-    assert named(second, exec_id(began)) == (began.trace_id, began.span_id)
+    (found, _) = with_word(second.logs(), started.marker)
+    assert found.event_name == "process.discovered"
+    assert (exec_id(found), found.trace_id, found.span_id) == (exec_id(began), began.trace_id, began.span_id)
     same = ("process.pid", "process.executable.path", "process.command_args", "process.working_directory")
     for name in (*same, "process.session_leader.pid", "process.vpid", "procmon.parent_exec_id", "procmon.ancestors"):
         assert found.attributes.get(name) == began.attributes.get(name)
+
+
+REPLACE = ("sh", "-c", 'exec "$@"', "sh")
+
+
+@pytest.mark.parametrize(
+    ("through", "session"),
+    [
+        pytest.param(REPLACE, True, id="the first program began the trace"),
+        pytest.param(("setsid",), False, id="the last program began the trace"),
+        pytest.param((*REPLACE, *REPLACE, "setsid", *REPLACE), False, id="one in between began the trace"),
+        pytest.param((*REPLACE, *REPLACE), False, id="none of them began one"),
+    ],
+)
+def test_shell_that_took_the_place_of_other_programs(
+    through: tuple[str, ...], session: bool, running_agent: RunningAgent, tmp_path: Path
+) -> None:
+    """As systemd starts a service, or agetty a login: nobody knows any more where in the process the trace began."""
+    with running_agent(tmp_path) as first, shell(*through, session=session) as started:
+        _, _, before = child(started, first)
+        first.stop()
+        with running_agent(tmp_path) as second:
+            _, _, after = child(started, second)
+            started.end()
+    assert (after.trace_id, after.parent_span_id) == (before.trace_id, before.parent_span_id)
+    assert named(second, parent_of(before)) == (before.trace_id, before.parent_span_id)
+    # One process, one trace, and one beginning.
+    spans = [span for span in first.spans() if span.attributes["process.pid"] == started.pid]
+    assert len({exec_id(span) for span in spans}) >= len(through) // 4
+    assert len([span for span in spans if span.trace_id == before.trace_id and not span.parent_span_id]) <= 1
 
 
 def test_running_shell_is_discovered_once(a_shell: Shell, running_agent: RunningAgent, tmp_path: Path) -> None:

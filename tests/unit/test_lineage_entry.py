@@ -115,6 +115,21 @@ def test_session_and_terminal_of_the_parent_are_those_at_the_fork() -> None:
     assert reason(parent_image(tty=False), process(session_id=90, tty=True), session_id=200) is None
 
 
+def test_program_that_takes_the_place_of_another_one() -> None:
+    """It belongs to what its process began, unless it is in another container, or the process only now begins it."""
+    before = parent_image(creation_unix_ns=NOW - 301 * S)
+    own = process(session_id=200)
+    for began_trace, expected in ((False, "session"), (True, None)):
+        before.began_trace = began_trace
+        assert entry_reason(own, NOW, before, None, OPTIONS, replaces=True) == expected
+        assert entry_reason(own, NOW, before, None, OPTIONS) == "session"
+        assert entry_reason(process(), NOW, before, None, OPTIONS, replaces=True) is None
+        assert entry_reason(process(), NOW, before, None, OPTIONS) == "service"
+        assert entry_reason(process(container_id="a"), NOW, before, None, OPTIONS, replaces=True) == "container"
+    old = parent_image(trace_age_s=3601)
+    assert entry_reason(process(), NOW, old, None, OPTIONS, replaces=True) == "limit"
+
+
 def test_began() -> None:
     assert began(process(creation_unix_ns=5)) == 5
     assert began(process(creation_unix_ns=None, start_unix_ns=6)) == 6

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from otel_procmon.lineage import ids
-from otel_procmon.lineage.ids import SpanIds, make_exec_id
+from otel_procmon.lineage.ids import SpanIds, make_exec_id, process_id
 from tests.unit.happenings import image
 
 BOOT = "3e7a5b1c-0000-4000-8000-000000000001"
@@ -52,6 +53,19 @@ def test_ids_depend_on_the_image_and_the_boot_only(exec_id: str, boot_id: str) -
     assert one.trace_id(exec_id) == same.trace_id(exec_id) != other.trace_id(exec_id)
     assert one.life_span_id(one_image) == same.life_span_id(one_image) != one.span_id(exec_id)
     assert [len(one.span_id(exec_id)), len(one.life_span_id(one_image)), len(one.trace_id(exec_id))] == [8, 8, 16]
+
+
+def test_process_has_one_id_whatever_it_runs() -> None:
+    first, second = (image(exec_id=f"e{number}").process for number in (1, 2))
+    assert process_id(first) is None, "Tetragon does not tell when a process was forked"
+    known = [replace(process, boot_start_ns=5, node="n", pid=7) for process in (first, second)]
+    assert [process_id(process) for process in known] == [make_exec_id("n", 5, 0, 7)] * 2
+
+
+def test_trace_of_a_process_in_a_container() -> None:
+    own = SpanIds(BOOT)
+    assert len({own.trace_id("a"), own.trace_id("a", "c"), own.trace_id("a", "d"), own.trace_id("b", "c")}) == 4
+    assert own.trace_id("a", "") == own.trace_id("a")
 
 
 def test_ids_are_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from otel_procmon.config import LineageOptions, TraceOptions
 from otel_procmon.events import Container, Discovered, Exec, Exit, Fork, Pod, Process
-from otel_procmon.lineage.ids import SpanIds
+from otel_procmon.lineage.ids import SpanIds, make_exec_id
 from otel_procmon.lineage.image import Ended, Image, Opened, SpanRef, Started
 from tests.unit.kernel_model import EPOCH_NS, NODE, Kernel, Task, as_tetragon
 from tests.unit.lineage_account import BOOT_ID, Account, of, told
@@ -335,6 +335,47 @@ def test_agent_that_restarts_finds_the_same_ids() -> None:
         found, known = again.image(task.exec_id), machine.image(task)
         assert (found.span, found.parent_span_id, found.link) == (known.span, known.parent_span_id, known.link)
         assert (found.parent_exec_id, found.ancestors) == (known.parent_exec_id, known.ancestors)
+
+
+@pytest.mark.parametrize("parent", ["init", "daemon"])
+@pytest.mark.parametrize("setsid", [None, 0, 1, 2])
+@pytest.mark.parametrize("contained", [None, 1, 2])
+def test_agent_that_restarts_finds_the_trace_of_a_process_that_changed(
+    parent: str, setsid: int | None, contained: int | None
+) -> None:
+    """A fork, then three programs; before one of them it leads a session of its own, or enters a container."""
+    machine = Machine()
+    daemon = machine.run("/usr/sbin/daemon", parent=machine.kernel.init)
+    child = machine.fork(machine.kernel.init if parent == "init" else daemon)
+    for number in range(3):
+        if number == setsid:
+            machine.kernel.setsid(child)
+        if number == contained:
+            child.container, child.cgroup = "c" * 64, f"/docker/{'c' * 64}"
+        # As long as it takes for what it starts to be an activity of its own; a change of the program is none.
+        machine.kernel.sleep(400)
+        machine.see(machine.kernel.exec(child, f"/bin/{number}"))
+    inner = machine.run("/bin/ls", parent=child)
+    again = Account()
+    again.reconcile(
+        machine.kernel.snapshot(), began_unix_ns=machine.kernel.unix_ns() + 1, now_unix_ns=machine.kernel.unix_ns() + 1
+    )
+    assert again.image(child.exec_id).span == machine.image(child).span
+    assert again.image(inner.exec_id).span == machine.image(inner).span
+    images = [image for image in machine.account.images.values() if image.process.pid == child.pid]
+    roots = [trace_of(image) for image in images if image.entry_reason is not None]
+    assert len(roots) == len(set(roots)), "no trace has two beginnings"
+
+
+def test_process_that_outlives_a_trace_begins_another_one() -> None:
+    machine = Machine()
+    child = machine.run("/sbin/supervisor", parent=machine.kernel.init)
+    machine.kernel.sleep(3601)
+    before = machine.image(child)
+    machine.see(machine.kernel.exec(child, "/sbin/supervisor"))
+    image = machine.image(child)
+    assert (image.entry_reason, image.link) == ("limit", before.span)
+    assert trace_of(image) != trace_of(before)
 
 
 # The race at the start: nothing is told twice, nothing is left out
@@ -771,7 +812,8 @@ def test_session_begins_a_trace_with_a_link() -> None:
     assert (image.entry_reason, image.link, image.parent_span_id) == ("session", parent.span, None)
     assert trace_of(image) != trace_of(parent)
     ids = SpanIds(BOOT_ID)
-    assert image.span == SpanRef(ids.trace_id(child.exec_id), ids.span_id(child.exec_id))
+    first = make_exec_id(NODE, child.start_ns, 0, child.pid)
+    assert image.span == SpanRef(ids.trace_id(first), ids.span_id(child.exec_id)), "the trace is the process's"
     assert image.ancestors == ("sshd", "init")
     inner = machine.run("/bin/ls", parent=child)
     assert trace_of(machine.image(inner)) == trace_of(image)

@@ -64,10 +64,11 @@ class Shell:
 
 
 @contextmanager
-def shell(*, session: bool = False, terminal: bool = False, cwd: Path | None = None) -> Iterator[Shell]:
+def shell(*through: str, session: bool = False, terminal: bool = False, cwd: Path | None = None) -> Iterator[Shell]:
     """A shell, ended after the block.
 
     Args:
+        through: A command that runs the arguments that follow, by which the shell is run.
         session: It leads a session of its own, without a controlling terminal.
         terminal: It leads a session of its own, with one.
         cwd: Where it begins.
@@ -89,7 +90,7 @@ def shell(*, session: bool = False, terminal: bool = False, cwd: Path | None = N
     script = f'while IFS= read -r line <&{lines_in}; do eval "$line"; echo $? >&{answers_out}; done; exit 0'
     word = marker()
     process = subprocess.Popen(
-        ["bash", "-c", script, word],
+        [*through, "bash", "-c", script, word],
         stdin=stdin,
         pass_fds=(lines_in, answers_out),
         start_new_session=session or terminal,
