@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         if options.command == "doctor":
-            return examine(os.environ, sys.stdout, verbose=bool(options.verbose))
+            return _doctor(verbose=bool(options.verbose))
         return _run(options)
     except UsageError as error:
         _say(f"{PROG} {options.command}: {error}")
@@ -152,6 +152,19 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 2**32):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
     return int(text)
+
+
+def _doctor(*, verbose: bool) -> int:
+    if sys.stdout is None:
+        raise UsageError("standard output is closed, and this writes to nowhere else")
+    try:
+        code = examine(os.environ, sys.stdout, verbose=verbose)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would try again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
 def configure(options: argparse.Namespace) -> Config:

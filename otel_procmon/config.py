@@ -229,8 +229,10 @@ def _read_text(node: yaml.Node) -> str:
 
 def _read_filled(node: yaml.Node) -> str:
     text = _read_text(node)
-    if not text.strip():
+    # No file can be called so; and neither can anything else that has to be named here.
+    if not text.strip() or "\0" in text:
         raise ValueError
+    text.encode("utf-8", "surrogateescape")
     return text
 
 
