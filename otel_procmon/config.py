@@ -230,9 +230,8 @@ def _read_text(node: yaml.Node) -> str:
 def _read_filled(node: yaml.Node) -> str:
     text = _read_text(node)
     # No file can be called so; and neither can anything else that has to be named here.
-    if not text.strip() or "\0" in text:
+    if not text.strip() or "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError
-    text.encode("utf-8", "surrogateescape")
     return text
 
 
