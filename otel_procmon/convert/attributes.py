@@ -211,10 +211,14 @@ PROCMON_USAGE_MAX_RSS: Final = _procmon(
     "procmon.usage.max_rss", "int", "known, at the exit", "Most resident memory that it had at once, in bytes."
 )
 PROCMON_USAGE_IO_READ: Final = _procmon(
-    "procmon.usage.io_read", "int", "known, at the exit", "Bytes read through read(2) and its like, pipes included."
+    "procmon.usage.io_read",
+    "int",
+    "known, at the exit",
+    "Bytes read through read(2) and its like, pipes included; as in `/proc/<pid>/io` with those of children that it "
+    "waited for.",
 )
 PROCMON_USAGE_IO_WRITTEN: Final = _procmon(
-    "procmon.usage.io_written", "int", "known, at the exit", "Bytes written through write(2) and its like."
+    "procmon.usage.io_written", "int", "known, at the exit", "Bytes written through write(2) and its like, likewise."
 )
 PROCMON_SPAN: Final = _procmon(
     "procmon.span",
