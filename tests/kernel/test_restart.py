@@ -25,9 +25,9 @@ CLOCK_SLACK_NS = 50_000_000
 """The agent's idea of when this host booted may be corrected meanwhile."""
 
 
-@pytest.fixture(params=["plain", "session", "terminal"])
+@pytest.fixture
 def a_shell(request: pytest.FixtureRequest) -> Iterator[Shell]:
-    """Shells of all the kinds that decide differently in which trace their children are."""
+    """A shell of one of the kinds that decide differently in which trace its children are."""
     with shell(session=request.param == "session", terminal=request.param == "terminal") as started:
         yield started
 
@@ -75,7 +75,11 @@ def named(agent: Agent, image: str) -> tuple[str, str]:
     return told["open"].trace_id, told["open"].span_id
 
 
-@pytest.mark.parametrize("end", [stop, kill])
+@pytest.mark.parametrize(
+    ("end", "a_shell"),
+    [(stop, "session"), (kill, "session"), (kill, "plain"), (kill, "terminal")],
+    indirect=["a_shell"],
+)
 def test_shell_is_the_parent_that_its_children_named(
     end: Callable[[Agent], None], a_shell: Shell, running_agent: RunningAgent, tmp_path: Path
 ) -> None:
@@ -140,6 +144,7 @@ def test_shell_that_took_the_place_of_other_programs(
     assert len([span for span in spans if span.trace_id == before.trace_id and not span.parent_span_id]) <= 1
 
 
+@pytest.mark.parametrize("a_shell", ["plain", "terminal"], indirect=True)
 def test_running_shell_is_discovered_once(a_shell: Shell, running_agent: RunningAgent, tmp_path: Path) -> None:
     latest = time.time_ns()
     with running_agent(tmp_path) as agent:
