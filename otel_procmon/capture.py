@@ -171,6 +171,10 @@ class KernelCapture:
         """How many processes run."""
         return self._records.table.running()
 
+    def filled(self) -> float:
+        """Which part of the ring is taken."""
+        return self._source.filled()
+
     def step(self) -> list[Happening]:
         """See `Capture.step`."""
         now_boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -16,9 +16,10 @@ import resource
 import signal
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from otel_procmon import __version__
 from otel_procmon.agent import Agent
@@ -28,6 +29,7 @@ from otel_procmon.convert.happenings import Converter
 from otel_procmon.convert.resource import Resources, host_resource
 from otel_procmon.convert.users import UserNames
 from otel_procmon.deliver.delivery import Delivery, DeliveryError
+from otel_procmon.deliver.exporters import ExporterDelivery
 from otel_procmon.deliver.file import FileDelivery
 from otel_procmon.doctor import examine
 from otel_procmon.filters import Filter, FilterError, read_filter_file
@@ -35,8 +37,10 @@ from otel_procmon.ledger import Ledger
 from otel_procmon.outputs import LineOutput, Output, RecordOutput
 from otel_procmon.source.ebpf import EbpfSource
 from otel_procmon.source.errors import SourceError
+from otel_procmon.source.pins import Pins
 from otel_procmon.source.recording import Host, RecordingSource, RecordingWriter
 from otel_procmon.source.tetragon import TetragonSource
+from otel_procmon.telemetry import Gauge, Telemetry
 from otel_procmon.view.compact import compact_line
 from otel_procmon.view.quote import valid_unicode
 from otel_procmon.view.tetragon_json import tetragon_json
@@ -44,12 +48,15 @@ from otel_procmon.view.tetragon_json import tetragon_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from otel_procmon.convert.records import Resource
     from otel_procmon.lineage.image import Happening
 
 PROG: Final = "otel-procmon"
 
 _DRAIN_S: Final = 10.0
 """How long what waits is given to leave when the agent ends."""
+_LAST_METRICS_S: Final = 2.0
+_PATIENCE_S: Final = 0.5
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 PASSWD: Final = Path("/etc/passwd")
@@ -73,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format=f"{PROG}: %(message)s",
     )
     try:
+        if options.command == "unpin":
+            return _unpin()
         if options.command == "doctor":
             return _doctor(verbose=bool(options.verbose))
         return _run(options)
@@ -133,6 +142,16 @@ def _parser() -> argparse.ArgumentParser:
     live = argparse.ArgumentParser(add_help=False)
     live.add_argument("--source", metavar="SOURCE", help=f"where from: {_SOURCES}; ebpf if not given")
     live.add_argument("--record", metavar="FILE", help="also write the kernel's records to FILE, to be replayed")
+    live.add_argument(
+        "--pin",
+        action="store_true",
+        help="leave the programs in the kernel at the end: the next agent goes on where this one stopped",
+    )
+    live.add_argument(
+        "--spool",
+        metavar="DIR",
+        help='where waits what OTLP cannot send, instead of the configured place; "none": nowhere',
+    )
 
     commands.add_parser(
         "run", parents=[common, live, selecting], help="capture and export: the agent (default output: otlp)"
@@ -144,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         help="Tetragon's JSON, or a recording, into any output (default: compact)",
     )
     replay.add_argument("file", metavar="FILE", help="a file, or - for standard input")
+    commands.add_parser("unpin", parents=[common], help="remove what run --pin has left in the kernel")
     commands.add_parser("doctor", parents=[common], help="what this host can do, and how to mend what it cannot")
     return parser
 
@@ -191,7 +211,11 @@ def configure(options: argparse.Namespace) -> Config:
     elif options.command in ("watch", "replay"):
         config = replace(config, outputs=("compact",))
     if options.command == "replay":
-        return config
+        # It waits for the receiver rather than leave something for another time.
+        return replace(config, delivery=replace(config.delivery, spool_directory=None))
+    if options.spool is not None:
+        directory = None if options.spool == "none" else options.spool
+        config = replace(config, delivery=replace(config.delivery, spool_directory=directory))
     return config if options.source is None else replace(config, source=options.source)
 
 
@@ -202,11 +226,17 @@ def _run(options: argparse.Namespace) -> int:
     kind, path = _source(options, config)
     node = os.environ.get("NODE_NAME") or socket.gethostname()
     local = kind == "ebpf"
-    lines, deliveries = _sinks(config, options.color, ledger)
+    # The kernel first: what happens while the exporters are set up waits in the ring.
     capture, greeting = _capture(kind, path, node, config, ledger, options=options)
+    try:
+        lines, deliveries = _sinks(config, options.color, ledger)
+    except BaseException:
+        capture.close()
+        raise
     outputs: list[Output] = list(lines)
+    host = host_resource(os.environ, Path("/"), host_name=node, local=local)
+    telemetry = None
     if deliveries:
-        host = host_resource(os.environ, Path("/"), host_name=node, local=local)
         converter = Converter(
             Resources(host, local=local, well_known_labels=config.records.well_known_labels),
             body=lambda happening: compact_line(happening, colour=False),
@@ -216,6 +246,8 @@ def _run(options: argparse.Namespace) -> int:
         )
         outputs.append(RecordOutput(converter, deliveries, wait=options.command == "replay"))
 
+    if (exporters := [one for one in deliveries if isinstance(one, ExporterDelivery)]) and options.command != "replay":
+        telemetry = _telemetry(host, ledger, capture, exporters[0])
     agent = Agent(capture, filter_, outputs, ledger)
     _on_signals(agent)
     # The table holds many objects, hardly any of them in a cycle: to look through all of them after every 700 new ones
@@ -227,6 +259,8 @@ def _run(options: argparse.Namespace) -> int:
         agent.run()
     finally:
         line = agent.close(_DRAIN_S)
+        if telemetry is not None:
+            telemetry.shutdown(_LAST_METRICS_S)
         _say(f"{PROG}: ledger: {line or 'nothing happened'}")
     return 0
 
@@ -277,12 +311,16 @@ def _capture(
 ) -> tuple[Capture, str]:
     """The open capture, and what to say of it. Raises SourceError."""
     if kind == "ebpf":
-        source = EbpfSource(config.capture)
+        source = EbpfSource(config.capture, pins=Pins() if options.pin else None)
         source.open()
+        if source.started_clean:
+            ledger.count("kernel", "lost: pinned by another version, with what it held", source.started_clean)
+            _log.warning("what an agent of another version or configuration had pinned was removed")
         host = Host(node=node, boot_id=BOOT_ID.read_text(encoding="ascii").strip(), page_bytes=resource.getpagesize())
         recording = None if options.record is None else RecordingWriter(options.record, host)
-        kernel = KernelCapture(source, host, config, ledger, recording)
-        return kernel, f"capturing every process of {node} (Linux {platform.release()}); Ctrl-C ends"
+        kernel = KernelCapture(source, host, config, ledger, recording, pinned=options.pin)
+        taken_over = ", going on where the last agent stopped" if source.taken_over else ""
+        return kernel, f"capturing every process of {node} (Linux {platform.release()}){taken_over}; Ctrl-C ends"
     if kind == "recording":
         recorded = RecordingSource(path)
         return RecordingCapture(recorded, recorded.open(), config, ledger), f"replaying {path}"
@@ -306,10 +344,7 @@ def _sinks(config: Config, colour: str, ledger: Ledger) -> tuple[list[LineOutput
         if name != "otlp" and target is None and sys.stdout is None:
             raise UsageError(f"standard output is closed; name a file, as in -o {name}:FILE")
         if name == "otlp":
-            # Its libraries take half a second to import.
-            from otel_procmon.deliver.sdk import SdkDelivery  # noqa: PLC0415
-
-            deliveries.append(SdkDelivery(os.environ, ledger))
+            deliveries.append(ExporterDelivery(os.environ, ledger, config.delivery))
         elif name == "otlp-json":
             deliveries.append(FileDelivery(target, ledger))
         else:
@@ -331,17 +366,42 @@ def _compact(colour: str, path: Path | None, environ: Mapping[str, str]) -> Call
     return render
 
 
+def _telemetry(host: Resource, ledger: Ledger, capture: Capture, delivery: ExporterDelivery) -> Telemetry:
+    """The agent's own metrics. Raises DeliveryError."""
+    gauges = [
+        Gauge("procmon.delivery.waiting", "{record}", "Records that wait in memory.", delivery.waiting),
+        Gauge("procmon.spool.records", "{record}", "Records that wait on disk.", lambda: delivery.spooled()[0]),
+        Gauge("procmon.spool.size", "By", "What they take on disk.", lambda: delivery.spooled()[1]),
+    ]
+    if isinstance(capture, KernelCapture):
+        gauges += [
+            Gauge("procmon.processes", "{process}", "Processes and kernel threads that run.", capture.running),
+            Gauge("procmon.ring.utilization", "1", "Which part of the ring buffer is taken.", capture.filled),
+        ]
+    return Telemetry(os.environ, host, ledger, capture.count, *gauges)
+
+
+def _unpin() -> int:
+    pins = Pins()
+    pins.open()
+    try:
+        removed = pins.remove_all()
+    finally:
+        pins.close()
+    _say(f"{PROG}: {'everything that was pinned is removed' if removed else 'nothing was pinned'}")
+    return 0
+
+
 def _on_signals(agent: Agent) -> None:
+    asked_at: list[float] = []
+
     def stop(number: int, frame: object) -> None:  # noqa: ARG001
-        # Whoever asks a second time does not want to wait.
-        signal.signal(signal.SIGINT, _give_up)
-        signal.signal(signal.SIGTERM, _give_up)
+        # Whoever asks again does not want to wait. But a shell and timeout(1) send a signal twice at one time.
+        asked_at.append(time.monotonic())
+        if asked_at[-1] - asked_at[0] > _PATIENCE_S:
+            os._exit(128 + number)
         agent.stop()
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGUSR1, lambda number, frame: agent.ask())  # noqa: ARG005
-
-
-def _give_up(number: int, frame: object) -> NoReturn:  # noqa: ARG001
-    os._exit(128 + number)

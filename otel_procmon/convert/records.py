@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -42,6 +42,8 @@ class Shared:
 class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One OTLP log record."""
 
+    signal: ClassVar[Literal["logs"]] = "logs"
+
     resource: Resource
     event_name: str
     time_unix_ns: int
@@ -62,6 +64,8 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
     """One OTLP span, of kind INTERNAL."""
+
+    signal: ClassVar[Literal["traces"]] = "traces"
 
     resource: Resource
     name: str

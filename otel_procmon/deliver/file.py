@@ -33,7 +33,7 @@ class FileDelivery:
     def __init__(self, path: Path | None, ledger: Ledger) -> None:
         """Open `path`, with mode 0600 if it is new; None is standard output.
 
-        Counts under ``delivery.traces`` and ``delivery.logs``. Raises DeliveryError.
+        Counts under ``output.otlp-json.traces`` and ``output.otlp-json.logs``. Raises DeliveryError.
         """
         self._ledger = ledger
         self._lock = threading.Lock()
@@ -58,8 +58,8 @@ class FileDelivery:
         spans = [record for record in records if isinstance(record, Span)]
         logs = [record for record in records if isinstance(record, LogRecord)]
         with self._lock:
-            self._write("delivery.traces", spans, encode_spans)
-            self._write("delivery.logs", logs, encode_logs)
+            self._write("output.otlp-json.traces", spans, encode_spans)
+            self._write("output.otlp-json.logs", logs, encode_logs)
 
     def mark(self) -> object:
         """See `Delivery.mark`."""

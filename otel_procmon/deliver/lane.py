@@ -111,10 +111,15 @@ class Lane:
         with self._changed:
             return self._entered
 
-    def settled(self) -> int:
+    def safe(self) -> int:
         """How many of them were settled. One thread sends them in their order, so these are the first."""
         with self._changed:
             return self._settled
+
+    def waiting(self) -> int:
+        """How many of them were not."""
+        with self._changed:
+            return self._entered - self._settled
 
     def flush(self, timeout_s: float) -> bool:
         """Send now; see `Delivery.flush`."""

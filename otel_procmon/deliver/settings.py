@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Signal = Literal["traces", "logs"]
-Exporter = Literal["otlp", "console", "none"]
 Protocol = Literal["grpc", "http/protobuf"]
 Compression = Literal["none", "gzip", "deflate"]
 
@@ -68,8 +68,8 @@ class Settings:
     """What to do with the records of one signal."""
 
     signal: Signal
-    exporters: tuple[Exporter, ...]
-    """Empty: nothing is sent."""
+    exporters: tuple[str, ...]
+    """``otlp``, ``console``, or the name of an installed package's exporter. Empty: nothing is sent."""
     unsent_because: str
     """What made `exporters` empty, as in ``OTEL_TRACES_EXPORTER=none``."""
     batching: Batching
@@ -81,7 +81,7 @@ def read_settings(environ: Mapping[str, str], signal: Signal) -> Settings:
     """The settings of one signal. Raises DeliveryError, naming the variable and what it may be."""
     variables = _Variables(environ, signal)
     exporter_variable = f"OTEL_{signal.upper()}_EXPORTER"
-    exporters = _exporters(environ, exporter_variable)
+    exporters = _exporters(environ, exporter_variable, signal)
     unsent_because = f"{exporter_variable}=none"
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         exporters, unsent_because = (), "OTEL_SDK_DISABLED=true"
@@ -113,15 +113,20 @@ class _Variables:
         return f"OTEL_EXPORTER_OTLP_{name}", ""
 
 
-def _exporters(environ: Mapping[str, str], variable: str) -> tuple[Exporter, ...]:
+def _exporters(environ: Mapping[str, str], variable: str, signal: Signal) -> tuple[str, ...]:
     value = environ.get(variable, "").strip() or "otlp"
     chosen = dict.fromkeys(part.strip() for part in value.split(","))
     for part in chosen:
-        if part not in ("otlp", "console", "none"):
-            raise DeliveryError(f"{variable} has {part!r}; use otlp, console or none, or several separated by commas")
+        if part not in ("otlp", "console", "none") and not entry_points(
+            group=f"opentelemetry_{signal}_exporter", name=part
+        ):
+            raise DeliveryError(
+                f"{variable} has {part!r}, and no installed package has an exporter of that name; use otlp, console or "
+                "none, or several separated by commas"
+            )
     if "none" in chosen and len(chosen) > 1:
         raise DeliveryError(f"{variable} is {value!r}; none cannot be combined with others")
-    return cast("tuple[Exporter, ...]", tuple(part for part in chosen if part != "none"))
+    return tuple(part for part in chosen if part != "none")
 
 
 def _batching(variables: _Variables, signal: Signal) -> Batching:

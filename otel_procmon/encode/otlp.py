@@ -12,6 +12,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from otel_procmon import __version__
 from otel_procmon.convert.attributes import SCHEMA_URL
 from otel_procmon.convert.records import Span
@@ -84,6 +86,7 @@ _VALUE: Final = bytes((_tag(2, _BYTES),))
 _INT64: Final = range(-(2**63), 2**63)
 _UINT64_MASK: Final = 2**64 - 1
 
+_TIMES: Final = ("time_unix_ns", "observed_unix_ns", "start_unix_ns", "end_unix_ns")
 _REMEMBERED_MAX: Final = 8192
 _REMEMBERED_BYTES: Final = 128
 _RESOURCES_MAX: Final = 4096
@@ -100,6 +103,16 @@ class OtlpEncoder:
 
     def encode(self, record: Record) -> bytes:
         """One LogRecord or Span message, without the field around it."""
+        try:
+            return self._encode(record)
+        except struct.error:
+            # A time before 1970, or beyond 64 bits. It becomes the nearest one that there is.
+            self._ledger.count(PLACE, "changed: a time that OTLP cannot hold")
+            times = {name: getattr(record, name) for name in _TIMES if hasattr(record, name)}
+            held = {name: min(max(value, 0), _UINT64_MASK) for name, value in times.items()}
+            return self._encode(msgspec.structs.replace(record, **held))
+
+    def _encode(self, record: Record) -> bytes:
         return self.span(record) if isinstance(record, Span) else self.log(record)
 
     def log(self, record: LogRecord) -> bytes:

@@ -64,7 +64,7 @@ def test_one_line_for_each_signal_of_a_batch(tmp_path: Path) -> None:
     assert delivery.shutdown(0.0)
     assert delivery.shutdown(0.0)
     assert kinds(path) == ["resourceSpans", "resourceLogs", "resourceLogs"]
-    assert ledger.counts() == {("delivery.logs", "exported"): 3, ("delivery.traces", "exported"): 1}
+    assert ledger.counts() == {("output.otlp-json.logs", "exported"): 3, ("output.otlp-json.traces", "exported"): 1}
 
 
 def test_it_is_private_and_appended_to(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_record_that_cannot_be_encoded_costs_itself_only(tmp_path: Path) -> No
     delivery.put([log("a"), log("\ud800"), log("c")])
     delivery.shutdown(0.0)
     assert kinds(path) == ["resourceLogs", "resourceLogs"]
-    assert ledger.counts() == {("delivery.logs", "exported"): 2, ("delivery.logs", "lost: cannot be encoded"): 1}
+    assert ledger.counts() == {("output.otlp-json.logs", "exported"): 2, ("output.otlp-json.logs", "lost: cannot be encoded"): 1}
 
 
 def test_a_full_disk_is_said_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -101,8 +101,8 @@ def test_a_full_disk_is_said_once_and_counted(caplog: pytest.LogCaptureFixture) 
         delivery.put([log(), span()])
     delivery.shutdown(0.0)
     assert ledger.counts() == {
-        ("delivery.logs", "lost: export failed"): 3,
-        ("delivery.traces", "lost: export failed"): 3,
+        ("output.otlp-json.logs", "lost: export failed"): 3,
+        ("output.otlp-json.traces", "lost: export failed"): 3,
     }
     (message,) = caplog.messages
     assert message.startswith("cannot write to /dev/full (no space left on device):")
@@ -133,7 +133,7 @@ def test_after_a_line_that_was_cut_the_next_is_whole(tmp_path: Path, caplog: pyt
         {"stringValue": "after"},
         {"stringValue": "more"},
     ]
-    assert ledger.counts() == {("delivery.logs", "exported"): 3, ("delivery.logs", "lost: export failed"): 2}
+    assert ledger.counts() == {("output.otlp-json.logs", "exported"): 3, ("output.otlp-json.logs", "lost: export failed"): 2}
     assert [message.split(" (")[0] for message in caplog.messages] == [
         f"cannot write to {path}",
         f"writing to {path} works again",
@@ -183,4 +183,4 @@ def test_a_reader_that_goes_away_is_counted() -> None:
         child.stdin.close()
         said = child.stderr.read()
         assert child.wait(60) == 0
-    assert "delivery.logs: exported 1, lost: export failed 1" in said
+    assert "output.otlp-json.logs: exported 1, lost: export failed 1" in said

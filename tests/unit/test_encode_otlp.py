@@ -101,6 +101,13 @@ def test_a_value_that_otlp_cannot_hold_costs_itself_only(value: Any) -> None:
     assert ledger.counts() == {DROPPED: 1}
 
 
+@pytest.mark.parametrize(("time", "held"), [(-1, 0), (2**64, 2**64 - 1), (-(2**70), 0)])
+def test_a_time_that_otlp_cannot_hold_becomes_the_nearest(time: int, held: int) -> None:
+    ledger = Ledger()
+    assert decoded(log_of(time_unix_ns=time), ledger).time_unix_nano == held
+    assert ledger.counts() == {("encode", "changed: a time that OTLP cannot hold"): 1}
+
+
 def test_what_is_remembered_is_bounded_and_right() -> None:
     ledger = Ledger()
     encoder = OtlpEncoder(ledger)

@@ -147,6 +147,8 @@ def run_command(
         for name, value in os.environ.items()
         if not name.startswith("OTEL_") and not name.lower().endswith("_proxy")
     }
+    if arguments[0] in {"run", "watch"} and "--spool" not in arguments:
+        arguments += ("--spool", str(directory / f"agent-{run}.spool"))
     with out_path.open("wb") as out, err_path.open("wb") as err:
         process = subprocess.Popen(
             [sys.executable, "-m", "otel_procmon", *arguments],
