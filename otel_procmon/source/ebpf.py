@@ -277,7 +277,7 @@ def _sentence(error: BpfError, messages: list[str]) -> str:
             )
         if not any("processed" in message and "insns" in message for message in messages):
             return (
-                f"The kernel does not allow BPF programs here ({error}): in a container, add the capabilities BPF, "
+                f"The kernel does not allow BPF programs here ({error.strerror}): in a container, add the capabilities BPF, "
                 "PERFMON and SYS_RESOURCE, or run it privileged."
             )
     if error.what == "bpf_object__load":
@@ -285,7 +285,7 @@ def _sentence(error: BpfError, messages: list[str]) -> str:
             f"This kernel does not take the BPF program ({os.strerror(error.errno or 0)}; {_kernel()}): Linux 5.10 or "
             "newer is needed; otel-procmon doctor --verbose shows what its verifier says."
         )
-    return f"The BPF program cannot be attached ({error}; {_kernel()}): see otel-procmon doctor --verbose."
+    return f"The BPF program cannot be attached ({error.strerror}; {_kernel()}): see otel-procmon doctor --verbose."
 
 
 def _lockdown() -> str:
