@@ -39,7 +39,7 @@ _MAX_INT64: Final = 2**63 - 1
 class _Remembered(NamedTuple):
     process: Process
     resource: Resource
-    shared: Shared
+    shared: tuple[Shared, ...]
 
 
 class Converter:
@@ -136,7 +136,8 @@ class Converter:
         error = failure is not None and self._failed_status
         if failure is not None and error:
             attributes[names.ERROR_TYPE] = failure
-        records: list[Record] = [self._life(image, resource, shared, dict(attributes), error=error)]
+        shared = (*shared, Shared(attributes))
+        records: list[Record] = [self._life(image, resource, shared, error=error)]
         if event is not None or image.ended == "lost":
             records.append(
                 LogRecord(
@@ -146,15 +147,16 @@ class Converter:
                     observed_unix_ns=_time(ended.observed_unix_ns),
                     severity_number=SEVERITY_INFO if failure is None else SEVERITY_WARN,
                     body=self._text(ended, image),
-                    attributes=attributes,
+                    attributes={},
                     shared=shared,
                     span=image.span,
                 )
             )
         return records
 
-    def _life(self, image: Image, resource: Resource, shared: Shared, attributes: Attributes, *, error: bool) -> Span:
+    def _life(self, image: Image, resource: Resource, shared: tuple[Shared, ...], *, error: bool) -> Span:
         """The span from an image's start to its end, alone or under the opening span."""
+        attributes: Attributes = {}
         start = _time(image.process.start_unix_ns)
         span, parent_span_id, links = image.span, image.parent_span_id, (image.link,) if image.link else ()
         if image.opened:
@@ -180,11 +182,11 @@ class Converter:
             links=links,
         )
 
-    def _of(self, image: Image) -> tuple[Resource, Shared]:
+    def _of(self, image: Image) -> tuple[Resource, tuple[Shared, ...]]:
         """Resource of an image, and the attributes that all of its records share."""
         known = self._images.get(image)
         if known is None or known.process is not image.process:
-            known = _Remembered(image.process, self._resources.of(image.process), Shared(self._shared(image)))
+            known = _Remembered(image.process, self._resources.of(image.process), (Shared(self._shared(image)),))
             self._images[image] = known
         self._images.move_to_end(image)
         while len(self._images) > self._remembered:

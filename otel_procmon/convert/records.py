@@ -26,7 +26,7 @@ class Resource(NamedTuple):
 
 
 class Shared:
-    """Attributes that several records have in common: all those of one image.
+    """Attributes that several records have in common: of one image, or of one exit.
 
     Each encoder keeps what it made of them here, so that they are encoded once for all of these records.
     """
@@ -37,6 +37,14 @@ class Shared:
         self.attributes = attributes
         self.otlp: list[bytes] | None = None
         self.otlp_json: bytes | None = None
+
+
+def _all(shared: tuple[Shared, ...], own: Attributes) -> Attributes:
+    attributes: Attributes = {}
+    for part in shared:
+        attributes.update(part.attributes)
+    attributes.update(own)
+    return attributes
 
 
 class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,13 +61,13 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     body: str
     attributes: Attributes
     """Those that are not shared; no name is in both."""
-    shared: Shared | None = None
+    shared: tuple[Shared, ...] = ()
     span: SpanRef
 
     @property
     def all_attributes(self) -> Attributes:
         """The shared ones and its own."""
-        return self.attributes if self.shared is None else {**self.shared.attributes, **self.attributes}
+        return _all(self.shared, self.attributes)
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,13 +85,13 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     """Status Error; otherwise the status is unset."""
     attributes: Attributes
     """Those that are not shared; no name is in both."""
-    shared: Shared | None = None
+    shared: tuple[Shared, ...] = ()
     links: Sequence[SpanRef] = ()
 
     @property
     def all_attributes(self) -> Attributes:
         """The shared ones and its own."""
-        return self.attributes if self.shared is None else {**self.shared.attributes, **self.attributes}
+        return _all(self.shared, self.attributes)
 
 
 Record = LogRecord | Span

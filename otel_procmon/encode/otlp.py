@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from otel_procmon import __version__
+from otel_procmon.convert import attributes as names
 from otel_procmon.convert.attributes import SCHEMA_URL
 from otel_procmon.convert.records import Span
 from otel_procmon.convert.text import encodable
@@ -87,6 +88,19 @@ _INT64: Final = range(-(2**63), 2**63)
 _UINT64_MASK: Final = 2**64 - 1
 
 _TIMES: Final = ("time_unix_ns", "observed_unix_ns", "start_unix_ns", "end_unix_ns")
+_NEVER_AGAIN: Final = frozenset(
+    {
+        names.PROCESS_PID,
+        names.PROCESS_VPID,
+        names.PROCESS_CREATION_TIME,
+        names.PROCESS_EXIT_TIME,
+        names.PROCMON_EXEC_ID,
+        names.PROCMON_USAGE_MAX_RSS,
+        names.PROCMON_USAGE_IO_READ,
+        names.PROCMON_USAGE_IO_WRITTEN,
+    }
+)
+"""Attributes whose values hardly come twice: to remember them would drive out the others."""
 _REMEMBERED_MAX: Final = 8192
 _REMEMBERED_BYTES: Final = 128
 _RESOURCES_MAX: Final = 4096
@@ -98,7 +112,7 @@ class OtlpEncoder:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._keys: dict[str, bytes] = {}
-        self._texts: dict[tuple[str, str], bytes] = {}
+        self._known: dict[tuple[str, str | int], bytes] = {}
         self._resources: dict[int, tuple[Resource, bytes]] = {}
 
     def encode(self, record: Record) -> bytes:
@@ -186,63 +200,60 @@ class OtlpEncoder:
             known = self._resources[id(resource)] = (resource, _field(1, content))
         return known[1]
 
-    def _attributes(self, shared: Shared | None, own: Mapping[str, AttributeValue]) -> list[bytes]:
-        encoded = self._encoded(own)
-        if shared is None:
-            return encoded
-        if shared.otlp is None:
-            shared.otlp = self._encoded(shared.attributes)
-        return shared.otlp + encoded
+    def _attributes(self, shared: tuple[Shared, ...], own: Mapping[str, AttributeValue]) -> list[bytes]:
+        """KeyValue messages, each with its length before it."""
+        encoded = []
+        for part in shared:
+            if part.otlp is None:
+                part.otlp = self._encoded(part.attributes)
+            encoded += part.otlp
+        return encoded + self._encoded(own) if own else encoded
 
     def _encoded(self, attributes: Mapping[str, AttributeValue]) -> list[bytes]:
-        """KeyValue messages, each with its length before it."""
         result = []
         for name, value in attributes.items():
-            if type(value) is str:
-                known = self._texts.get((name, value))
+            known = None
+            # Of other types, values that are equal are not always the same: True is 1.
+            is_simple = type(value) is str or type(value) is int
+            if is_simple:
+                known = self._known.get((name, value))  # type: ignore[arg-type]
+            if known is None:
+                known = self._attribute(name, value)
                 if known is None:
-                    known = self._text(name, value)
-                result.append(known)
-                continue
-            content = self._value(value)
-            if content is None:
-                self._ledger.count(PLACE, "dropped: a value that OTLP cannot hold")
-                continue
-            result.append(_sized(self._key(name) + _VALUE + _sized(content)))
+                    self._ledger.count(PLACE, "dropped: a value that OTLP cannot hold")
+                    continue
+                if is_simple and name not in _NEVER_AGAIN and len(known) <= _REMEMBERED_BYTES:
+                    if len(self._known) >= _REMEMBERED_MAX:
+                        self._known.clear()
+                    self._known[name, value] = known  # type: ignore[index]
+            result.append(known)
         return result
 
-    def _text(self, name: str, value: str) -> bytes:
-        encoded = _sized(self._key(name) + _VALUE + _sized(_STRING_VALUE + _sized(_utf8(value))))
-        if len(encoded) <= _REMEMBERED_BYTES:
-            if len(self._texts) >= _REMEMBERED_MAX:
-                self._texts.clear()
-            self._texts[name, value] = encoded
-        return encoded
-
-    def _key(self, name: str) -> bytes:
+    def _attribute(self, name: str, value: AttributeValue) -> bytes | None:
+        """A KeyValue message with its length; None for a value that OTLP cannot hold."""
         key = self._keys.get(name)
         if key is None:
             if len(self._keys) >= _REMEMBERED_MAX:
                 self._keys.clear()
-            key = self._keys[name] = _field(1, _utf8(name))
-        return key
+            key = self._keys[name] = _field(1, _utf8(name)) + _VALUE
+        content = _any_value(value)
+        return None if content is None else _sized(key + _sized(content))
 
-    @staticmethod
-    def _value(value: AttributeValue) -> bytes | None:
-        """An AnyValue message; None for what it cannot hold."""
-        if isinstance(value, bool):
-            return _BOOL_VALUE[value]
-        if isinstance(value, str):
-            return _STRING_VALUE + _sized(_utf8(value))
-        if isinstance(value, int):
-            return _INT_VALUE + _varint(value & _UINT64_MASK) if value in _INT64 else None
-        if isinstance(value, float):
-            return _DOUBLE_VALUE.pack(0x21, value)
-        if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
-            items = [_sized(_STRING_VALUE + _sized(_utf8(item))) for item in value]
-            content = _ARRAY_ITEM + _ARRAY_ITEM.join(items) if items else b""
-            return _ARRAY_VALUE + _sized(content)
-        return None
+
+def _any_value(value: AttributeValue) -> bytes | None:
+    """An AnyValue message; None for what it cannot hold."""
+    if isinstance(value, str):
+        return _STRING_VALUE + _sized(_utf8(value))
+    if isinstance(value, bool):
+        return _BOOL_VALUE[value]
+    if isinstance(value, int):
+        return _INT_VALUE + _varint(value & _UINT64_MASK) if value in _INT64 else None
+    if isinstance(value, float):
+        return _DOUBLE_VALUE.pack(0x21, value)
+    if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
+        items = [_sized(_STRING_VALUE + _sized(_utf8(item))) for item in value]
+        return _ARRAY_VALUE + _sized(_ARRAY_ITEM + _ARRAY_ITEM.join(items) if items else b"")
+    return None
 
 
 _STATUS_UNSET: Final = _field(15, b"")

@@ -107,12 +107,14 @@ def _link(link: SpanRef) -> _Json:
     return {"traceId": link.trace_id.hex(), "spanId": link.span_id.hex(), "flags": _CONTEXT_HAS_IS_REMOTE}
 
 
-def _attributes(attributes: Mapping[str, AttributeValue], shared: Shared | None = None) -> msgspec.Raw:
-    parts = [_attribute(name, value) for name, value in attributes.items()]
-    if shared is not None and shared.attributes:
-        if shared.otlp_json is None:
-            shared.otlp_json = b",".join([_attribute(name, value) for name, value in shared.attributes.items()])
-        parts.insert(0, shared.otlp_json)
+def _attributes(attributes: Mapping[str, AttributeValue], shared: tuple[Shared, ...] = ()) -> msgspec.Raw:
+    parts = []
+    for part in shared:
+        if part.otlp_json is None:
+            part.otlp_json = b",".join([_attribute(name, value) for name, value in part.attributes.items()])
+        if part.otlp_json:
+            parts.append(part.otlp_json)
+    parts += [_attribute(name, value) for name, value in attributes.items()]
     return msgspec.Raw(b"[" + b",".join(parts) + b"]")
 
 

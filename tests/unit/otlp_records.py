@@ -17,7 +17,14 @@ numbers = st.integers(-(2**63), 2**63 - 1)
 floats = st.floats(allow_nan=False) | st.just(math.nan)
 values = st.one_of(texts, st.booleans(), numbers, floats, st.lists(texts, max_size=3).map(tuple))
 attributes = st.dictionaries(texts.filter(bool), values, max_size=4)
-shared = st.none() | st.dictionaries(texts.map("shared.{}".format), values, max_size=3).map(Shared)
+shared = st.lists(st.integers(), max_size=2).flatmap(
+    lambda parts: st.tuples(
+        *(
+            st.dictionaries(texts.map(f"shared {index}.{{}}".format), values, max_size=3).map(Shared)
+            for index in range(len(parts))
+        )
+    )
+)
 times = st.integers(0, 2**63 - 1)
 trace_ids = st.binary(min_size=16, max_size=16).filter(any)
 span_ids = st.binary(min_size=8, max_size=8).filter(any)

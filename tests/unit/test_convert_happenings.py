@@ -50,7 +50,7 @@ FULL: dict[str, Any] = {
 
 def whole(record: Any) -> Any:
     """The record with all of its attributes as its own."""
-    return msgspec.structs.replace(record, attributes=record.all_attributes, shared=None)
+    return msgspec.structs.replace(record, attributes=record.all_attributes, shared=())
 
 
 def image_of(*, ended: Any = None, **fields: Any) -> Image:
@@ -358,8 +358,10 @@ def test_attributes_of_an_image_are_computed_once_and_shared_between_its_records
     (opening,) = convert.convert(Opened(image))
     span, log = convert.convert(exit_of(image))
     assert looked_up == [0]
-    assert len({id(record.shared) for record in (first, opening, span, log)}) == 1
-    assert not any(record.shared.attributes.keys() & record.attributes.keys() for record in (first, opening, span, log))
+    assert len({id(record.shared[0]) for record in (first, opening, span, log)}) == 1
+    assert span.shared[1] is log.shared[1]
+    for record in (first, opening, span, log):
+        assert len(record.all_attributes) == len(record.attributes) + sum(len(s.attributes) for s in record.shared)
     convert.convert(started(image))
     assert looked_up == [0, 0], "what has ended is forgotten"
 
