@@ -352,7 +352,12 @@ def test_it_is_said_what_is_wrong(
 
 @pytest.mark.parametrize(
     ("content", "length"),
-    [(b"not compressed", 20), (zlib.compress(bytes(10_000_000)), 20), (zlib.compress(bytes(10)), 20)],
+    [
+        (b"not compressed", 20),
+        (zlib.compress(bytes(10_000_000)), 20),
+        (zlib.compress(bytes(10)), 20),
+        (zlib.compress(bytes(20))[:-1], 20),
+    ],
 )
 def test_a_good_checksum_of_bad_content(after_damage: AfterDamage, content: bytes, length: int) -> None:
     start = module._START.pack(b"procmon\n", 1, 2, 0, 3, len(content), length)
@@ -538,6 +543,23 @@ def test_any_error_of_writing(
         assert not spool.append(logs(1))
     assert ledger.counts() == {("delivery.logs", NOT_WRITTEN): 3}
     assert files(directory) == []
+    assert spool.append(logs(2))
+    assert bodies(spool) == [logs(2).body]
+
+
+def test_what_an_error_has_left_behind_does_not_get_into_the_next_one(
+    open_spool: Open, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool()
+
+    def fail(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail)
+        patch.setattr(os, "unlink", fail)
+        assert not spool.append(logs(1, size=5000))
+    assert files(directory) == ["unfinished"]
     assert spool.append(logs(2))
     assert bodies(spool) == [logs(2).body]
 
