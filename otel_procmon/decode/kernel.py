@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from otel_procmon.containers.cgroup import parse_cgroup
@@ -280,6 +281,7 @@ def _comm(head: Head) -> str | None:
     return _text(head.comm.partition(b"\0")[0]) or None
 
 
+@lru_cache(maxsize=1024)
 def _walked(components: bytes) -> str:
     """``c/b/a/`` as ``/a/b/c``."""
     return "/" + _text(b"/".join(reversed(components[:-1].split(b"/"))))

@@ -7,6 +7,7 @@ same ids again, a child can name its parent's span before that exists, and sendi
 from __future__ import annotations
 
 from base64 import b64encode
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from otel_procmon.lineage.image import Image
 
 
+# Each id is asked for several times: by the event of its image, and by those of its children.
+@lru_cache(maxsize=8192)
 def make_exec_id(node: str, boot_start_ns: int, generation: int, pid: int) -> str:
     """``base64("<node>:<ns>:<pid>")``, as in Tetragon.
 
