@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import subprocess
 import threading
@@ -38,7 +39,6 @@ from tests.unit.otlp_receiver import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -414,6 +414,8 @@ def test_an_answer_that_comes_before_the_request_was_read(authority: Authority, 
     context = server_context(authority.issue("server"))
 
     def early(connection: socket.socket) -> None:
+        # Or Nagle's algorithm would hold the answer back until it is too late.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if scheme == "https":
             connection = context.wrap_socket(connection, server_side=True)
         connection.recv(1000)
