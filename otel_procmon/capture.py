@@ -23,6 +23,7 @@ from otel_procmon.lineage.ids import SpanIds
 from otel_procmon.lineage.table import ProcessTable
 from otel_procmon.source.ebpf import READ_LIMIT
 from otel_procmon.source.recording import Batch
+from otel_procmon.teller import Teller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,7 @@ _ERRORS_TOLD: Final = 10
 _TETRAGON_READ_S: Final = 0.1
 
 _FILLED: Final = 0.5
+_LOOK_FOR_LOSSES_NS: Final = 1_000_000_000
 _LAST_READS: Final = 1024
 """More than any ring holds, at `READ_LIMIT` records each."""
 
@@ -165,6 +167,10 @@ class KernelCapture:
         self._snapshots = config.capture.snapshot
         self._sweep_ns = config.lineage.sweep_interval_ns
         self._next_sweep_boot_ns = 0
+        self._next_look_boot_ns = 0
+        # Of pinned programs, what was lost before this agent came is not its to tell.
+        self._lost = self._count_lost()
+        self._teller = Teller("kernel")
         self.ids = self._records.ids
 
     def running(self) -> int:
@@ -180,6 +186,9 @@ class KernelCapture:
         now_boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if self._clock.refresh():
             _log.warning("the wall clock was set: later times follow it")
+        if now_boot_ns >= self._next_look_boot_ns:
+            self._next_look_boot_ns = now_boot_ns + _LOOK_FOR_LOSSES_NS
+            self._tell_losses()
         if self._snapshots and now_boot_ns >= self._next_sweep_boot_ns:
             self._next_sweep_boot_ns = now_boot_ns + self._sweep_ns
             return self._sweep()
@@ -222,6 +231,21 @@ class KernelCapture:
         """See `Capture.close`."""
         self._source.close()
         self._end_recording()
+
+    def _count_lost(self) -> int:
+        counts = self._source.counts().values()
+        return sum(kind.lost_ring_full + kind.lost_no_buffer for kind in counts) + self._source.misses()
+
+    def _tell_losses(self) -> None:
+        """Say it when the kernel found no room for events."""
+        lost = self._count_lost()
+        if lost > self._lost:
+            sentence = (
+                "the agent does not keep up, and the ring is full: give it more CPU time, raise capture.ring, or lower "
+                "what else this host does"
+            )
+            self._teller.trouble(sentence, lost - self._lost)
+        self._lost = lost
 
     def _read(self, wait_s: float) -> Batch:
         records = self._source.read(wait_s)

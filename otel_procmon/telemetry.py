@@ -1,9 +1,10 @@
 """The agent's own metrics: the ledger and what waits, through the SDK's MeterProvider.
 
 What is exported and what is lost at an exporter has the names of the conventions for the SDK's own telemetry
-(``otel.sdk.exporter.*``); what they have no name for is ``procmon.*``. The exporters are those that
-OTEL_METRICS_EXPORTER names, ``otlp`` by default, found by the SDK's entry points and configured by their own variables.
-This has a Resource of its own, for it is the agent that is told of, not what it watches.
+(``otel.sdk.exporter.*``); what they have no name for is ``procmon.*``. ``docs/metrics.md`` lists
+them. The exporters are those that OTEL_METRICS_EXPORTER names, ``otlp`` by default, found by the SDK's entry points and
+configured by their own variables. This has a Resource of its own, for it is the agent that is told of, not what it
+watches.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_procmon import __version__
 from otel_procmon.deliver.delivery import DeliveryError
+from otel_procmon.deliver.settings import read_settings
 from otel_procmon.encode.otlp_json import SCOPE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from otel_procmon.convert.records import Resource
+    from otel_procmon.deliver.settings import Signal
     from otel_procmon.ledger import Ledger
 
 _log = logging.getLogger(__name__)
@@ -27,12 +30,15 @@ _log = logging.getLogger(__name__)
 _GROUP: Final = "opentelemetry_metrics_exporter"
 _EXPORTED: Final = "exported"
 _LOST: Final = "lost: "
-_DELIVERY: Final = {"delivery.traces": "span", "delivery.logs": "log"}
+_INSTRUMENTS: Final[tuple[tuple[Signal, str, str], ...]] = (("traces", "span", "{span}"), ("logs", "log", "{log_record}"))
+"""Signal, what the conventions call its records in names, and their unit."""
 _SDK_LOGGERS: Final = (
-    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.common.http",
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
     "opentelemetry.sdk.metrics",
 )
+_TIMEOUT_S: Final = 10.0
 
 
 class Gauge:
@@ -73,30 +79,36 @@ class Telemetry:
         # What they would say of a receiver that is away, delivery says already, in words.
         for name in _SDK_LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-        readers = [PeriodicExportingMetricReader(_exporter(name)) for name in names]
-        attributes = {**resource.attributes, "service.version": __version__}
-        attributes["service.name"] = environ.get("OTEL_SERVICE_NAME") or SCOPE_NAME.replace("_", "-")
-        self._provider = MeterProvider(readers, SdkResource(attributes, resource.schema_url), shutdown_on_exit=False)
+        exporters = [_exporter(environ, name) for name in names]
+        try:
+            readers = [PeriodicExportingMetricReader(exporter) for exporter in exporters]
+        except ValueError as error:
+            raise DeliveryError(
+                f"OTEL_METRIC_EXPORT_INTERVAL is {environ.get('OTEL_METRIC_EXPORT_INTERVAL')!r}; write a number of "
+                "milliseconds above 0"
+            ) from error
+        own = SdkResource.create({**resource.attributes, "service.version": __version__}, resource.schema_url)
+        self._provider = MeterProvider(readers, own, shutdown_on_exit=False)
         meter = self._provider.get_meter(SCOPE_NAME, __version__)
 
-        def exported(kind: str) -> Callable[[Any], Iterable[Observation]]:
-            (place,) = (place for place, name in _DELIVERY.items() if name == kind)
-
+        def exported(signal: Signal, kind: str) -> Callable[[Any], Iterable[Observation]]:
             def observe(_: Any) -> Iterable[Observation]:
-                for (where, outcome), number in ledger.counts().items():
-                    if where == place and outcome == _EXPORTED:
-                        yield Observation(number, {"otel.component.type": f"otlp_{kind}_exporter"})
-                    elif where == place and outcome.startswith(_LOST):
-                        error = outcome.removeprefix(_LOST)
-                        yield Observation(number, {"otel.component.type": f"otlp_{kind}_exporter", "error.type": error})
+                for (place, outcome), number in ledger.counts().items():
+                    if place != f"delivery.{signal}" and not place.startswith(f"delivery.{signal}."):
+                        continue
+                    attributes = _component(environ, signal, kind, place.removeprefix(f"delivery.{signal}").lstrip("."))
+                    if outcome == _EXPORTED:
+                        yield Observation(number, attributes)
+                    elif outcome.startswith(_LOST):
+                        yield Observation(number, {**attributes, "error.type": outcome.removeprefix(_LOST)})
 
             return observe
 
-        for kind in _DELIVERY.values():
+        for signal, kind, unit in _INSTRUMENTS:
             meter.create_observable_counter(
                 f"otel.sdk.exporter.{kind}.exported",
-                [exported(kind)],
-                f"{{{'log_record' if kind == 'log' else kind}}}",
+                [exported(signal, kind)],
+                unit,
                 "Records for which the export has finished, either successful or failed (then with error.type).",
             )
 
@@ -154,12 +166,33 @@ def _protocol(environ: Mapping[str, str]) -> str:
     return "http/protobuf"
 
 
-def _exporter(name: str) -> Any:
+def _component(environ: Mapping[str, str], signal: Signal, kind: str, exporter: str) -> dict[str, str]:
+    """What the conventions call the exporter; `exporter` is empty for OTLP."""
+    name = exporter
+    if not exporter:
+        otlp = read_settings(environ, signal).otlp
+        name = "otlp_grpc" if otlp is not None and otlp.protocol == "grpc" else "otlp_http"
+    component = f"{name}_{kind}_exporter"
+    return {"otel.component.type": component, "otel.component.name": f"{component}/0"}
+
+
+def _exporter(environ: Mapping[str, str], name: str) -> Any:
     (entry,) = entry_points(group=_GROUP, name=name)
+    # Milliseconds in the specification, as for the other signals; left to itself, the SDK would take them for seconds.
+    options = {"timeout": _timeout_s(environ)} if name.startswith("otlp_proto_") else {}
     try:
-        return entry.load()()
+        return entry.load()(**options)
     except Exception as error:
         raise DeliveryError(
             f"the metrics exporter {name} cannot be set up ({error}); see the OTEL_EXPORTER_OTLP_ variables, or set "
             "OTEL_METRICS_EXPORTER=none"
         ) from error
+
+
+def _timeout_s(environ: Mapping[str, str]) -> float:
+    for variable in ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"):
+        if value := environ.get(variable, "").strip():
+            if not (value.isascii() and value.isdigit()) or int(value) < 1:
+                raise DeliveryError(f"{variable} is {value!r}; write a whole number, 1 or more")
+            return int(value) / 1000
+    return _TIMEOUT_S

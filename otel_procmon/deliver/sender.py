@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from otel_procmon.deliver.batch import Accepted, Batch, Outcome, Refused, TooLarge, Transport, Unavailable
 from otel_procmon.deliver.split import split
-from otel_procmon.deliver.teller import Teller
 from otel_procmon.encode.otlp import OtlpEncoder, encode_request
+from otel_procmon.teller import Teller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

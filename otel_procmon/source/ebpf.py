@@ -184,9 +184,8 @@ class EbpfSource:
         return self._ring.position
 
     def filled(self) -> float:
-        """Which part of the ring is taken, by records that were not read or not committed."""
-        assert self._ring is not None
-        return self._ring.waiting_bytes() / self._capture.ring_bytes
+        """Which part of the ring is taken, by records that were not read or not committed; 0 once this is closed."""
+        return 0.0 if self._ring is None else self._ring.waiting_bytes() / self._capture.ring_bytes
 
     def commit(self, position: int) -> None:
         """The records up to `position` are not needed any more."""
@@ -277,8 +276,8 @@ def _sentence(error: BpfError, messages: list[str]) -> str:
             )
         if not any("processed" in message and "insns" in message for message in messages):
             return (
-                f"The kernel does not allow BPF programs here ({error.strerror}): in a container, add the capabilities BPF, "
-                "PERFMON and SYS_RESOURCE, or run it privileged."
+                f"The kernel does not allow BPF programs here ({error.strerror}): in a container, add the "
+                "capabilities BPF, PERFMON and SYS_RESOURCE, or run it privileged."
             )
     if error.what == "bpf_object__load":
         return (
