@@ -33,7 +33,7 @@ LOST_KINDS = ("fork", "exec", "exit")
 
 STORM = """\
 i=0
-while [ ! -e "$1" ]; do
+while [ ! -e "$1" ] && [ $i -lt 10000 ]; do
   i=$((i + 1))
   sh -c 'exit $1' "$0" $((i % 100))
   (exit $((100 + i % 50)))
@@ -381,25 +381,33 @@ def test_session_of_its_own_is_an_activity_of_its_own(running_agent: RunningAgen
         assert (span.trace_id, span.parent_span_id) == (parent_span.trace_id, parent_span.span_id)
 
 
+DAEMONIZE = """\
+forker=$BASHPID
+(
+  while kill -0 $forker; do :; done
+  exec setsid sh -c 'echo $PPID > "$1.new"; mv "$1.new" "$1"' "$1.daemon" "$2"
+) > /dev/null 2>&1 &
+"""
+
+
 def test_daemon_that_lost_its_parent(running_agent: RunningAgent, tmp_path: Path) -> None:
     """It is named after whoever forked it, and not after the process that inherited it."""
-    word = marker()
-    inherited = tmp_path / "inherited"
-    # The subshell's parent is gone when it runs setsid.
-    script = f"while kill -0 $P; do :; done 2>/dev/null; setsid sh -c 'echo $PPID > {inherited}.new; exit 3' {word}; mv {inherited}.new {inherited}"
+    word, inherited = marker(), tmp_path / "inherited"
+    script = tmp_path / "daemonize"
+    script.write_text(DAEMONIZE)
     with running_agent(tmp_path) as agent, shell(session=True) as started:
-        started.run(
-            f"bash -c 'export P=$BASHPID; ( {script.replace(chr(39), chr(34))} ) >/dev/null 2>&1 &' {word}.forker"
-        )
-        agent.wait_until(inherited.exists, "the daemon ran")
-    logs = agent.logs()
-    (forker,) = [log for log in with_word(logs, f"{word}.forker") if log.event_name == "process.exec"]
-    told = [log for log in with_word(logs, word) if log.event_name == "process.exec"]
-    assert told
-    for log in told:
-        assert log.attributes["procmon.ancestors"][0] in ("bash", "setsid")
-        assert forker.attributes["process.executable.name"] in log.attributes["procmon.ancestors"]
-    assert exec_id(told[0]) in {exec_id(log) for log in family(logs, agent.spans(), exec_id(forker)).logs}
+        started.run(f"bash {script} {word} {inherited}")
+        agent.wait_until(lambda: len(with_word(agent.spans(), f"{word}.daemon")) == 2, "the daemon ended")
+    logs, spans = agent.logs(), agent.spans()
+    (forker,) = [log for log in logs if log.attributes.get("process.command_args", [])[2:3] == [word]][:1]
+    setsid, daemon = (log for log in with_word(logs, f"{word}.daemon") if log.event_name == "process.exec")
+    assert setsid.attributes["procmon.parent_exec_id"] == exec_id(forker)
+    assert setsid.attributes["process.parent_pid"] == forker.attributes["process.pid"] != int(inherited.read_text())
+    assert daemon.attributes["procmon.parent_exec_id"] == exec_id(setsid)
+    assert daemon.attributes["procmon.ancestors"][:3] == ["setsid", "bash", "bash"]
+    own, above = main_span(spans, daemon), main_span(spans, setsid)
+    assert own.attributes["procmon.entry.reason"] == "session"
+    assert own.links == ((above.trace_id, above.span_id),)
 
 
 def test_what_an_old_service_starts(running_agent: RunningAgent, tmp_path: Path) -> None:
