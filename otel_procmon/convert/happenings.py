@@ -187,6 +187,9 @@ class Converter:
         known = self._images.get(image)
         if known is None or known.process is not image.process:
             known = _Remembered(image.process, self._resources.of(image.process), (Shared(self._shared(image)),))
+            if image.long_arguments:
+                # So many bytes are not kept twice.
+                return known.resource, known.shared
             self._images[image] = known
         self._images.move_to_end(image)
         while len(self._images) > self._remembered:

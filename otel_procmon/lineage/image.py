@@ -35,6 +35,7 @@ class Image:
         "forked_only",
         "hearsay",
         "link",
+        "long_arguments",
         "missed",
         "opened",
         "parent",
@@ -76,6 +77,8 @@ class Image:
         """It was already running when it was first seen."""
         self.hearsay = False
         """Its beginning was not seen: known from the event of another image (Tetragon), or from its exit."""
+        self.long_arguments = 0
+        """How many characters its arguments have, if that is many (`lineage.arguments`)."""
         self.missed = 0
         """In how many sweeps in a row its process was not found."""
         self.opened = False

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from otel_procmon.events import Discovered, Event, Exec, Exit, Fork, Process
+from otel_procmon.lineage.arguments import LongArguments
 from otel_procmon.lineage.entry import began, entry_reason
 from otel_procmon.lineage.ids import process_id
 from otel_procmon.lineage.image import Ended, EndReason, Happening, Image, Opened, SpanRef, Started
@@ -65,6 +66,7 @@ class ProcessTable:
         self._to_open: list[tuple[int, int, Image]] = []
         """A heap: when an image that was named by a span will have lived long enough to be opened."""
         self._number = 0
+        self._long_arguments = LongArguments(PLACE, ledger)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -132,6 +134,7 @@ class ProcessTable:
 
     def tick(self, now_unix_ns: int) -> list[Happening]:
         """What is due by `now_unix_ns`, by the clock of the events: opening spans, and the end of grace periods."""
+        self._long_arguments.settle()
         happenings: list[Happening] = []
         while self._to_open and self._to_open[0][0] <= now_unix_ns:
             _, _, image = heapq.heappop(self._to_open)
@@ -471,6 +474,7 @@ class ProcessTable:
         self._images[process.exec_id] = image
         # An ancestor by hearsay may have ended long ago, and its pid be another's.
         self._running.setdefault(_pid_key(process), image)
+        self._long_arguments.added(image)
         return image
 
     def _not_running(self, image: Image) -> None:
@@ -482,6 +486,7 @@ class ProcessTable:
         self._not_running(image)
         if self._images.get(image.exec_id) is image:
             del self._images[image.exec_id]
+        self._long_arguments.removed(image)
         # Else a long line of parents would stay in memory for as long as the last descendant lives.
         image.parent = None
 
