@@ -26,15 +26,18 @@ typedef _Bool bool;
 
 /* include/uapi/linux/bpf.h */
 enum {
-	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_RB_NO_WAKEUP = 1,
 	BPF_RB_FORCE_WAKEUP = 2,
 	BPF_RB_AVAIL_DATA = 0,
 };
 
+/* include/uapi/asm-generic/errno-base.h */
+#define EEXIST 17
 /* include/linux/sched.h */
 #define PF_KTHREAD 0x00200000
 /* include/linux/sched/signal.h */

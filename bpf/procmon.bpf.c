@@ -80,6 +80,19 @@ struct {
 	__type(value, struct buffer);
 } buffers SEC(".maps");
 
+struct process_key {
+	__u64 start_ns;
+	__u64 pid;
+};
+
+/* Processes whose exit was told of lately, on kernels where several threads may do so (last_thread()). */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct process_key);
+	__type(value, __u32);
+} exits_told SEC(".maps");
+
 /* Keeps the types of the wire contract in the object's BTF, where the layout test looks for them. */
 const struct procmon_fork *unused_fork __attribute__((unused));
 const struct procmon_exit *unused_exit __attribute__((unused));
@@ -598,8 +611,7 @@ static __always_inline struct task_struct *thread_of(struct list_head *node)
  *
  * Before, each thread gave up its mm between setting its exit code and coming here. So also ask for that, of all
  * threads: whoever gives it up last is sure to find it so, and everything is set by then. Another one that gave it up
- * just before may find the same, and the exit is told twice, with the same content: the lineage knows the process by
- * its identity and drops the second.
+ * just before may find the same (seen with threads that all leave at once): first_to_tell() decides between them.
  */
 static __always_inline bool last_thread(struct task_struct *task)
 {
@@ -619,6 +631,16 @@ static __always_inline bool last_thread(struct task_struct *task)
 		node = BPF_CORE_READ(node, next);
 	}
 	return true;
+}
+
+/* Of the threads that all take themselves for the last of their process, exactly one gets true. */
+static __always_inline bool first_to_tell(struct task_struct *task)
+{
+	struct process_key key = { .start_ns = task->group_leader->start_boottime, .pid = task->tgid };
+	__u32 one = 1;
+
+	/* Should there be no room for it: better twice than never. The lineage drops the second. */
+	return bpf_map_update_elem(&exits_told, &key, &one, BPF_NOEXIST) != -EEXIST;
 }
 
 /* One reading of the sums of what all threads used: of those that were released, and of those on the list. */
@@ -697,7 +719,7 @@ int BPF_PROG(on_exit, struct task_struct *task, bool group_dead)
 	if (bpf_core_type_exists(btf_trace_sched_process_exit)) {
 		if (!group_dead)
 			return 0;
-	} else if (!last_thread(task)) {
+	} else if (!last_thread(task) || !first_to_tell(task)) {
 		return 0;
 	}
 	counts = this_cpu_counters();
