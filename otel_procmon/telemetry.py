@@ -30,7 +30,10 @@ _log = logging.getLogger(__name__)
 _GROUP: Final = "opentelemetry_metrics_exporter"
 _EXPORTED: Final = "exported"
 _LOST: Final = "lost: "
-_INSTRUMENTS: Final[tuple[tuple[Signal, str, str], ...]] = (("traces", "span", "{span}"), ("logs", "log", "{log_record}"))
+_INSTRUMENTS: Final[tuple[tuple[Signal, str, str], ...]] = (
+    ("traces", "span", "{span}"),
+    ("logs", "log", "{log_record}"),
+)
 """Signal, what the conventions call its records in names, and their unit."""
 _SDK_LOGGERS: Final = (
     "opentelemetry.exporter.otlp.common.http",
