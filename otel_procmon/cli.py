@@ -213,6 +213,9 @@ def configure(options: argparse.Namespace) -> Config:
     if options.command == "replay":
         # It waits for the receiver rather than leave something for another time.
         return replace(config, delivery=replace(config.delivery, spool_directory=None))
+    if options.spool is None and os.geteuid() != 0 and config.delivery == Config().delivery:
+        # The place that it has by default is root's.
+        config = replace(config, delivery=replace(config.delivery, spool_directory=None))
     if options.spool is not None:
         directory = None if options.spool == "none" else options.spool
         config = replace(config, delivery=replace(config.delivery, spool_directory=directory))

@@ -627,7 +627,7 @@ def _variables() -> Iterator[_Variable]:
     yield _Variable(
         f"{otlp}TIMEOUT",
         "10000",
-        "Milliseconds for one batch, retries included (milliseconds as in the specification; the Python SDK by itself "
+        "Milliseconds for one try to send a batch (milliseconds as in the specification; the Python SDK by itself "
         "takes seconds).",
     )
     yield _Variable(f"{otlp}COMPRESSION", "none", "`gzip` or `none`; for HTTP also `deflate`.")

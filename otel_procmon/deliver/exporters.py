@@ -16,13 +16,13 @@ from otel_procmon.deliver.lane import Lane
 from otel_procmon.deliver.sender import Sender
 from otel_procmon.deliver.settings import read_settings
 from otel_procmon.deliver.spool import Spool
+from otel_procmon.deliver.transport import transport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from otel_procmon.config import DeliveryOptions
     from otel_procmon.convert.records import Record
-    from otel_procmon.deliver.batch import Transport
     from otel_procmon.deliver.sdk import SdkSender
     from otel_procmon.deliver.settings import Settings, Signal
     from otel_procmon.ledger import Ledger
@@ -67,7 +67,7 @@ class ExporterDelivery:
         settings = {signal: read_settings(environ, signal) for signal in _SIGNALS}
         self._unsent = {s.signal: f"not sent: {s.unsent_because}" for s in settings.values() if not s.exporters}
         # All that can fail comes first: it must not leave another way's threads behind.
-        transports = {s.signal: _transport(s) for s in settings.values() if s.otlp is not None}
+        transports = {s.signal: transport(s.otlp, s.signal) for s in settings.values() if s.otlp is not None}
         others = {
             (s.signal, exporter): _other(s, exporter, console)
             for s in settings.values()
@@ -77,11 +77,11 @@ class ExporterDelivery:
         if transports and options.spool_directory is not None:
             self._spool = Spool(Path(options.spool_directory), options.spool_max_bytes, ledger)
         self._ways: dict[Signal, list[_Way]] = {signal: [] for signal in _SIGNALS}
-        for signal, transport in transports.items():
+        for signal, way in transports.items():
             self._ways[signal].append(
                 Sender(
                     signal,
-                    transport,
+                    way,
                     self._spool,
                     settings[signal].batching,
                     ledger,
@@ -144,19 +144,6 @@ class ExporterDelivery:
 
     def _all_ways(self) -> list[_Way]:
         return [way for ways in self._ways.values() for way in ways]
-
-
-def _transport(settings: Settings) -> Transport:
-    """The transport for OTLP. gRPC's library is imported only when it is asked for, at 16 MB of memory."""
-    otlp = settings.otlp
-    assert otlp is not None
-    if otlp.protocol == "grpc":
-        from otel_procmon.deliver.grpc import GrpcTransport  # noqa: PLC0415
-
-        return GrpcTransport(otlp, settings.signal)
-    from otel_procmon.deliver.http import HttpTransport  # noqa: PLC0415
-
-    return HttpTransport(otlp)
 
 
 def _other(settings: Settings, exporter: str, console: TextIO | None) -> ConsoleWriter | SdkSender:

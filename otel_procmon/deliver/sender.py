@@ -42,6 +42,10 @@ MOST_BATCH_BYTES: Final = 1024 * 1024
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
+_LONGEST_WISH_S: Final = 600.0
+"""A receiver that asks for more than that in Retry-After may have been wrong about its clock."""
+_LOOK_AGAIN_S: Final = 1.0
+_SPOOL_DELAY_S: Final = 3.0
 _GRACE_S: Final = 1.0
 """How long shutdown waits, beyond its time, for a send that was interrupted."""
 
@@ -131,7 +135,9 @@ class Sender:
         self._ready: deque[_Ready] = deque()
         self._ready_bytes = 0
         self._jobs: list[_Job] = []
-        self._spool_empty = spool is None
+        self._spool_look_at: float | None = None if spool is None else 0.0
+        """From when on the spool may hold something to send; None: it holds nothing."""
+        self._stores = 0
         self._flushing = 0
         self._failures = 0
         self._retry_at = 0.0
@@ -228,7 +234,7 @@ class Sender:
                 now = self._clock()
                 due_in_s = None
                 if self._gathering is not None:
-                    due_in_s = self._gathering.since + self._batching.delay_s - now
+                    due_in_s = self._gathering.since + self._delay_s() - now
                     if due_in_s <= 0 or self._ending or self._flushing:
                         self._close_gathering()
                         due_in_s = None
@@ -241,8 +247,15 @@ class Sender:
                 if job is not None:
                     self._jobs.append(job)
                     return job
-                waits_s = [seconds for seconds in (due_in_s, pause_s) if seconds]
+                look_in_s = None if self._spool_look_at is None or self._ending else max(0.0, self._spool_look_at - now)
+                waits_s = [seconds for seconds in (due_in_s, pause_s, look_in_s) if seconds]
                 self._changed.wait(min(waits_s) if waits_s else None)
+
+    def _delay_s(self) -> float:
+        """How long a batch is gathered. What goes into the spool is a file each, and so had better be larger."""
+        if self._failures and self._spool is not None:
+            return max(self._batching.delay_s, _SPOOL_DELAY_S)
+        return self._batching.delay_s
 
     def _trying(self) -> bool:
         """Whether a batch is on its way to find out if the receiver is back."""
@@ -256,7 +269,8 @@ class Sender:
                 job.store = True
             return job
         self._spool_next = not self._spool_next
-        if not self._spool_empty and not self._ending and (self._spool_next or not self._ready):
+        look = self._spool_look_at is not None and self._spool_look_at <= self._clock() and not self._ending
+        if look and (self._spool_next or not self._ready):
             return _Job(self._entered, None)
         return self._take_ready()
 
@@ -279,7 +293,8 @@ class Sender:
         assert self._spool is not None
         self._spool.append(batch)
         with self._changed:
-            self._spool_empty = False
+            self._stores += 1
+            self._spool_look_at = 0.0
 
     def _send_live(self, job: _Job, batch: Batch) -> None:
         outcome = self._transport.send(batch)
@@ -298,21 +313,33 @@ class Sender:
 
     def _send_spooled(self) -> None:
         assert self._spool is not None
+        with self._changed:
+            # Before it is looked into: whoever puts something there meanwhile says otherwise.
+            self._spool_empty = True
         entry = self._spool.take(self._signal)
         if entry is None:
-            with self._changed:
-                self._spool_empty = True
             return
+        with self._changed:
+            self._spool_empty = False
         outcome = self._transport.send(entry.batch)
         with self._changed:
-            self._settle(self._entered, entry.batch, outcome)
+            # Else it stays where it is, for the next agent, and shutdown has counted it so.
+            if self._abandoned:
+                return
+            if not isinstance(outcome, TooLarge):
+                self._settle(self._entered, entry.batch, outcome)
+        if isinstance(outcome, TooLarge):
+            self._halve_spooled(entry.batch, outcome)
         if isinstance(outcome, Unavailable):
             self._spool.put_back(entry)
+            with self._changed:
+                # Another thread may have found nothing while this one had it.
+                self._spool_empty = False
         else:
             self._spool.done(entry)
 
-    def _settle(self, first: int, batch: Batch, outcome: Outcome) -> None:
-        """Count and say what became of a batch."""
+    def _settle(self, first: int, batch: Batch, outcome: Outcome, *, stored: bool = False) -> None:
+        """Count and say what became of a batch. `stored`: if it was too large, its halves are in the spool already."""
         if isinstance(outcome, Unavailable):
             self._pause(outcome)
             return
@@ -328,24 +355,36 @@ class Sender:
             self._ledger.count(self._place, REFUSED, batch.records)
             self._teller.trouble(outcome.trouble, batch.records)
         else:
-            self._halve(first, batch, outcome)
+            self._halve(first, batch, outcome, stored=stored)
 
     def _halve(self, first: int, batch: Batch, outcome: TooLarge) -> None:
         """Two smaller batches in its place, and smaller ones from now on."""
+        for half in reversed(self._halves(batch, outcome)):
+            self._give_back(first, half)
+
+    def _halve_spooled(self, batch: Batch, outcome: TooLarge) -> None:
+        """The same on disk, where they survive this agent as the whole would."""
+        assert self._spool is not None
+        with self._changed:
+            self._failures = 0
+            halves = self._halves(batch, outcome)
+        for half in halves:
+            self._spool.append(half)
+
+    def _halves(self, batch: Batch, outcome: TooLarge) -> list[Batch]:
+        """None if it is one record, which is lost."""
         self._most_bytes = max(1, min(self._most_bytes, len(batch.body) // 2))
         halves = split(batch)
         if not halves:
             self._ledger.count(self._place, TOO_LARGE, batch.records)
             self._teller.trouble(outcome.trouble, batch.records)
-            return
-        for half in reversed(halves):
-            self._give_back(first, half)
+        return halves
 
     def _pause(self, outcome: Unavailable) -> None:
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures, 10))
         pause_s *= 1 - self._jitter() / 2
         if outcome.retry_after_s is not None:
-            pause_s = max(pause_s, outcome.retry_after_s)
+            pause_s = max(pause_s, min(outcome.retry_after_s, _LONGEST_WISH_S))
         self._failures += 1
         self._retry_at = self._clock() + pause_s
         self._teller.trouble(outcome.trouble, 0)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    import logging
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 _MOST_CHARACTERS: Final = 300
 
@@ -47,7 +46,6 @@ _REMEDY_BY_CODE: Final = {
     "UNIMPLEMENTED": _PORT,
     "RESOURCE_EXHAUSTED": _SMALLER,
 }
-_UNREACHABLE_CODES: Final = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 
 
 # What the exceptions of ssl, http.client and urllib3 say, and the details of gRPC, whose TLS library words alike: a
@@ -184,41 +182,7 @@ def given_up(endpoint: str) -> str:
     return f"sending to {shown(endpoint)} was given up at the end"
 
 
-def sentence(endpoint: str, heard: Sequence[logging.LogRecord], cause: Exception | int | None = None) -> str:
-    """What was wrong: `cause`, an exception or an HTTP status, or else what the SDK's exporter logged.
-
-    The exporters' results say nothing. The log records of the gRPC one carry the cause as arguments: a status code, and
-    details at the end.
-    """
-    place = shown(endpoint)
-    for arguments in _arguments(heard, cause):
-        for argument in arguments:
-            if isinstance(argument, Exception):
-                return f"cannot reach {place} ({_cause(argument)}): {_START}"
-            if isinstance(argument, int) and not isinstance(argument, bool) and argument in _STATUSES:
-                status = HTTPStatus(argument)
-                remedy = _REMEDY_BY_STATUS.get(status, _ITS_LOG)
-                return f"{place} refused the records ({argument} {status.phrase}): {remedy}"
-            code = getattr(argument, "name", None)
-            if isinstance(code, str) and type(argument).__name__ == "StatusCode":
-                details = _short(str(arguments[-1]))
-                if code in _UNREACHABLE_CODES:
-                    why = "connection refused" if "Connection refused" in details else f"{code}: {details}"
-                    return f"cannot reach {place} ({why}): {_START}"
-                return f"{place} refused the records ({code}: {details}): {_REMEDY_BY_CODE.get(code, _ITS_LOG)}"
-    said = _short(heard[-1].getMessage()) if heard else "the exporter does not say why"
-    return f"cannot send to {place} ({said}): {_START}"
-
-
 _STATUSES: Final = frozenset(status.value for status in HTTPStatus)
-
-
-def _arguments(heard: Sequence[logging.LogRecord], cause: Exception | int | None) -> Iterator[tuple[object, ...]]:
-    if cause is not None:
-        yield (cause,)
-    for record in reversed(heard):
-        if isinstance(record.args, tuple):
-            yield record.args
 
 
 def _answer(status: int | str, said: str) -> str:

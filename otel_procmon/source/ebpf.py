@@ -40,8 +40,11 @@ BTF: Final = Path("/sys/kernel/btf/vmlinux")
 LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 PROC: Final = Path("/proc")
 
-_PROGRAMS: Final = ("on_fork", "on_exec", "on_exit")
-"""In the order in which they are attached: an exec or exit that is seen had its fork seen or is in the snapshot."""
+_PROGRAMS: Final = ("on_exit", "on_exec", "on_fork")
+"""In the order in which they are attached: of what is seen to begin, nothing that follows is missed.
+
+What is seen only later is in the snapshot, or its event tells all that is needed.
+"""
 _ITERATOR: Final = "on_task"
 _MAPS: Final = ("ring", "counters")
 READ_LIMIT: Final = 2048
