@@ -638,9 +638,12 @@ static __always_inline bool first_to_tell(struct task_struct *task)
 {
 	struct process_key key = { .start_ns = task->group_leader->start_boottime, .pid = task->tgid };
 	__u32 one = 1;
+	int error;
 
-	/* Should there be no room for it: better twice than never. The lineage drops the second. */
-	return bpf_map_update_elem(&exits_told, &key, &one, BPF_NOEXIST) != -EEXIST;
+	/* An int: only its lower half holds before 6.4, d7ba4cc900bf ("bpf: return long from bpf_map_ops funcs"). */
+	error = bpf_map_update_elem(&exits_told, &key, &one, BPF_NOEXIST);
+	/* Should it not be told apart for another reason: better twice than never. The lineage drops the second. */
+	return error != -EEXIST;
 }
 
 /* One reading of the sums of what all threads used: of those that were released, and of those on the list. */
