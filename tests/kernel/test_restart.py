@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.truth.family import exec_id, with_word
-from tests.kernel.truth.shell import Shell, marker, shell
+from tests.kernel.truth.shell import Shell, marker, only_marked, shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,10 +83,10 @@ def named(agent: Agent, image: str) -> tuple[str, str]:
 def test_shell_is_the_parent_that_its_children_named(
     end: Callable[[Agent], None], a_shell: Shell, running_agent: RunningAgent, tmp_path: Path
 ) -> None:
-    with running_agent(tmp_path) as first:
+    with running_agent(tmp_path, *only_marked(tmp_path)) as first:
         before_exec, before_exit, before_span = child(a_shell, first)
         end(first)
-    with running_agent(tmp_path) as second:
+    with running_agent(tmp_path, *only_marked(tmp_path)) as second:
         after_exec, after_exit, after_span = child(a_shell, second)
         a_shell.end()
     image = parent_of(before_exec)
@@ -99,11 +99,11 @@ def test_shell_is_the_parent_that_its_children_named(
 
 def test_shell_that_began_before_the_restart(running_agent: RunningAgent, tmp_path: Path) -> None:
     """Its exec told all that it has as a discovered process."""
-    with running_agent(tmp_path) as first, shell(session=True) as started:
+    with running_agent(tmp_path, *only_marked(tmp_path)) as first, shell(session=True) as started:
         first.wait_until(lambda: bool(with_word(first.logs(), started.marker)), "the shell was told of")
         first.kill()
         (began,) = with_word(first.logs(), started.marker)
-        with running_agent(tmp_path) as second:
+        with running_agent(tmp_path, *only_marked(tmp_path)) as second:
             second.wait_until(lambda: bool(with_word(second.logs(), started.marker)), "the shell was discovered")
             started.end()
     (found, _) = with_word(second.logs(), started.marker)
@@ -130,10 +130,10 @@ def test_shell_that_took_the_place_of_other_programs(
     through: tuple[str, ...], session: bool, running_agent: RunningAgent, tmp_path: Path
 ) -> None:
     """As systemd starts a service, or agetty a login: nobody knows any more where in the process the trace began."""
-    with running_agent(tmp_path) as first, shell(*through, session=session) as started:
+    with running_agent(tmp_path, *only_marked(tmp_path)) as first, shell(*through, session=session) as started:
         _, _, before = child(started, first)
         first.stop()
-        with running_agent(tmp_path) as second:
+        with running_agent(tmp_path, *only_marked(tmp_path)) as second:
             _, _, after = child(started, second)
             started.end()
     assert (after.trace_id, after.parent_span_id) == (before.trace_id, before.parent_span_id)
@@ -147,7 +147,7 @@ def test_shell_that_took_the_place_of_other_programs(
 @pytest.mark.parametrize("a_shell", ["plain", "terminal"], indirect=True)
 def test_running_shell_is_discovered_once(a_shell: Shell, running_agent: RunningAgent, tmp_path: Path) -> None:
     latest = time.time_ns()
-    with running_agent(tmp_path) as agent:
+    with running_agent(tmp_path, *only_marked(tmp_path)) as agent:
         agent.wait_until(lambda: bool(with_word(agent.logs(), a_shell.marker)), "the shell was discovered")
         child(a_shell, agent)
         a_shell.end()
@@ -165,8 +165,8 @@ def test_running_shell_is_discovered_once(a_shell: Shell, running_agent: Running
 
 
 def test_two_agents_do_not_disturb_each_other(running_agent: RunningAgent, tmp_path: Path) -> None:
-    with shell() as started, running_agent(tmp_path) as first:
-        with running_agent(tmp_path) as second:
+    with shell() as started, running_agent(tmp_path, *only_marked(tmp_path)) as first:
+        with running_agent(tmp_path, *only_marked(tmp_path)) as second:
             both = [child(started, first)]
             word = both[0][0].attributes["process.command_args"][-1]
             second.wait_until(lambda: bool(with_word(second.spans(), word)), "the second one told it too")

@@ -17,7 +17,7 @@ import pytest
 
 from tests.kernel.truth.family import exec_id, with_word
 from tests.kernel.truth.running import Agent, RunningAgent, cannot_run
-from tests.kernel.truth.shell import marker
+from tests.kernel.truth.shell import marker, only_marked
 from tests.kernel.truth.workloads import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Told(NamedTuple):
 @pytest.fixture(scope="module")
 def agent(running_agent: RunningAgent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """One agent for all of these tests: each looks for its own programs only."""
-    with running_agent(tmp_path_factory.mktemp("agent")) as running:
+    directory = tmp_path_factory.mktemp("agent")
+    with running_agent(directory, *only_marked(directory)) as running:
         yield running
 
 
@@ -394,7 +395,7 @@ def test_process_in_a_container_is_discovered(running_agent: RunningAgent, tmp_p
         )
         stack.callback(process.wait)
         stack.callback(process.kill)
-        with running_agent(tmp_path) as later:
+        with running_agent(tmp_path, *only_marked(tmp_path)) as later:
             later.wait_until(lambda: bool(with_word(later.logs(), word)), "the process was discovered")
             process.kill()
             process.wait()

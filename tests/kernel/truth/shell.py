@@ -25,6 +25,16 @@ def marker() -> str:
     return uuid.uuid4().hex
 
 
+def only_marked(directory: Path) -> tuple[str, str]:
+    """Arguments for an agent that is to tell only of what has a `marker` among its arguments.
+
+    For tests that wait for some records many times: whatever else happens on the machine does not slow them down.
+    """
+    path = directory / "only-marked.yaml"
+    path.write_text("export-allowlist:\n- arguments_regex: ['[0-9a-f]{32}']\n")
+    return "--filter-file", str(path)
+
+
 class Shell:
     """A bash that takes lines one by one. Its ``$0`` is `marker`."""
 
