@@ -302,7 +302,8 @@ class Sender:
             # Else shutdown has counted it.
             if self._abandoned:
                 return
-            self._settle(job.first, batch, outcome)
+            for half in reversed(self._settle(batch, outcome)):
+                self._give_back(job.first, half)
             if not isinstance(outcome, Unavailable):
                 return
             if self._spool is None:
@@ -314,35 +315,37 @@ class Sender:
     def _send_spooled(self) -> None:
         assert self._spool is not None
         with self._changed:
-            # Before it is looked into: whoever puts something there meanwhile says otherwise.
-            self._spool_empty = True
+            stores = self._stores
         entry = self._spool.take(self._signal)
         if entry is None:
+            # Whoever put something there meanwhile knows better; and what another thread has may be put back, or what
+            # cannot be read now be readable later.
+            later = self._clock() + _LOOK_AGAIN_S if self._spool.waiting(self._signal)[0] else None
+            with self._changed:
+                if self._stores == stores:
+                    self._spool_look_at = later
             return
-        with self._changed:
-            self._spool_empty = False
         outcome = self._transport.send(entry.batch)
         with self._changed:
             # Else it stays where it is, for the next agent, and shutdown has counted it so.
             if self._abandoned:
                 return
-            if not isinstance(outcome, TooLarge):
-                self._settle(self._entered, entry.batch, outcome)
-        if isinstance(outcome, TooLarge):
-            self._halve_spooled(entry.batch, outcome)
+            halves = self._settle(entry.batch, outcome)
+        for half in halves:
+            # On disk they survive this agent, as the whole would have.
+            self._store(half)
         if isinstance(outcome, Unavailable):
             self._spool.put_back(entry)
             with self._changed:
-                # Another thread may have found nothing while this one had it.
-                self._spool_empty = False
+                self._spool_look_at = 0.0
         else:
             self._spool.done(entry)
 
-    def _settle(self, first: int, batch: Batch, outcome: Outcome, *, stored: bool = False) -> None:
-        """Count and say what became of a batch. `stored`: if it was too large, its halves are in the spool already."""
+    def _settle(self, batch: Batch, outcome: Outcome) -> list[Batch]:
+        """Count and say what became of a batch. The halves of one that is too large are to be sent in its place."""
         if isinstance(outcome, Unavailable):
             self._pause(outcome)
-            return
+            return []
         self._failures = 0
         if isinstance(outcome, Accepted):
             self._ledger.count(self._place, EXPORTED, batch.records - outcome.rejected)
@@ -355,24 +358,11 @@ class Sender:
             self._ledger.count(self._place, REFUSED, batch.records)
             self._teller.trouble(outcome.trouble, batch.records)
         else:
-            self._halve(first, batch, outcome, stored=stored)
+            return self._halve(batch, outcome)
+        return []
 
-    def _halve(self, first: int, batch: Batch, outcome: TooLarge) -> None:
-        """Two smaller batches in its place, and smaller ones from now on."""
-        for half in reversed(self._halves(batch, outcome)):
-            self._give_back(first, half)
-
-    def _halve_spooled(self, batch: Batch, outcome: TooLarge) -> None:
-        """The same on disk, where they survive this agent as the whole would."""
-        assert self._spool is not None
-        with self._changed:
-            self._failures = 0
-            halves = self._halves(batch, outcome)
-        for half in halves:
-            self._spool.append(half)
-
-    def _halves(self, batch: Batch, outcome: TooLarge) -> list[Batch]:
-        """None if it is one record, which is lost."""
+    def _halve(self, batch: Batch, outcome: TooLarge) -> list[Batch]:
+        """Two smaller batches, and smaller ones from now on; nothing if it is one record, which is lost."""
         self._most_bytes = max(1, min(self._most_bytes, len(batch.body) // 2))
         halves = split(batch)
         if not halves:

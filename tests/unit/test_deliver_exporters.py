@@ -304,7 +304,7 @@ def test_unreachable_is_said_in_words_and_waits(
         assert not delivery.shutdown(0.0)
     assert ledger.counts() == {("delivery.logs", "lost: not sent before the end"): 3}
     said = [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert [r.name for r in said] == ["otel_procmon.deliver.teller"], "no library's own words"
+    assert [r.name for r in said] == ["otel_procmon.teller"], "no library's own words"
     assert said[0].getMessage() == (
         f"delivery.logs: cannot reach http://127.0.0.1:{closed_port} (connection refused): start a Collector there or set "
         "OTEL_EXPORTER_OTLP_ENDPOINT; nothing is lost yet"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -172,7 +173,7 @@ def test_no_batch_is_larger_than_it_may_be(make: Make) -> None:
 
 
 def test_partial_success_is_counted_and_said(make: Make, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
-    receiver = Receiver(lambda batch: Accepted(rejected=3, message="too old"))
+    receiver = Receiver(lambda _: Accepted(rejected=3, message="too old"))
     sender = make(receiver)
     sender.put(records(10), wait=False)
     assert sender.flush(BOUND_S)
@@ -401,6 +402,52 @@ def test_what_waits_in_the_spool_does_not_hold_up_what_is_live(make: Make, ledge
     spool.close()
 
 
+def spooled(spool: Spool, make: Make, count: int) -> None:
+    """Leave `count` records there."""
+    sender = make(Receiver(lambda _: Unavailable("away")), spool)
+    sender.put(records(count), wait=False)
+    assert sender.shutdown(0.0)
+    assert spool.waiting("logs")[1] == count
+
+
+def test_halves_of_what_was_spooled_are_spooled(make: Make, ledger: Ledger, tmp_path: Path) -> None:
+    spool = spool_in(tmp_path, ledger)
+    spooled(spool, make, 8)
+    receiver = Receiver(lambda batch: TooLarge("t") if batch.records > 3 else Unavailable("away"))
+    sender = make(receiver, spool, in_flight=1)
+    while not any(batch.records <= 3 for batch in receiver.seen):
+        assert receiver.asked.wait(BOUND_S)
+        sender.flush(0.01)
+    sender.shutdown(0.0)
+    assert spool.waiting("logs")[1] == 8
+    assert outcomes(ledger) == {}
+    spool.close()
+
+
+def test_what_was_put_back_is_sent_though_another_found_nothing(make: Make, ledger: Ledger, tmp_path: Path) -> None:
+    """Both threads want the only batch. Nothing comes after it that would make them look again."""
+    spool = spool_in(tmp_path, ledger)
+    spooled(spool, make, 1)
+    clock = Clock()
+    receiver = Receiver(lambda _: Unavailable("away"))
+    receiver.gate.clear()
+    sender = make(receiver, spool, clock=clock, in_flight=2)
+    assert receiver.asked.wait(BOUND_S)
+    sender.flush(0.05)
+    receiver.gate.set()
+    while not receiver.seen:
+        sender.flush(0.01)
+    receiver.answer = lambda _: Accepted()
+    deadline = time.monotonic() + BOUND_S
+    while not receiver.accepted:
+        assert time.monotonic() < deadline
+        clock.now += 60.0
+        sender.flush(0.01)
+    assert sender.shutdown(BOUND_S)
+    assert outcomes(ledger) == {"exported": 1}
+    spool.close()
+
+
 answers = st.sampled_from(
     [Accepted(), Accepted(), Accepted(rejected=1, message="m"), Refused("r"), TooLarge("t"), Unavailable("u")]
 )
@@ -414,7 +461,7 @@ def test_whatever_the_receiver_answers_the_ledger_balances(
     ledger = Ledger()
     clock = Clock()
     told = iter(answers)
-    receiver = Receiver(lambda batch: next(told, Accepted()))
+    receiver = Receiver(lambda _: next(told, Accepted()))
     spool = spool_in(tmp_path_factory.mktemp("balance"), ledger) if with_spool else None
     sender = Sender(
         "logs", receiver, spool, Batching(0, 7, 0.0), ledger, queue_bytes=5000, in_flight=2, clock=clock, jitter=float
