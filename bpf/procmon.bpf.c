@@ -21,6 +21,8 @@ const volatile struct procmon_config config = {
 	.wake_bytes = 1024 * 1024,
 	.args_max_bytes = PROCMON_ARGS_MAX,
 	.cpus = 1,
+	.exec_room_bytes = (__u64)-1,
+	.fork_room_bytes = (__u64)-1,
 };
 
 /* 1 ms: a full ring must not turn into a wakeup for every record. */
@@ -553,6 +555,10 @@ int BPF_PROG(on_exec, struct task_struct *task, pid_t old_pid, struct linux_binp
 	if (!counts)
 		return 0;
 	count(&counts->made[PROCMON_EXEC]);
+	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > config.exec_room_bytes) {
+		count(&counts->lost_ring_full[PROCMON_EXEC]);
+		return 0;
+	}
 	buffer = take_buffer();
 	if (!buffer) {
 		count(&counts->lost_no_buffer[PROCMON_EXEC]);
@@ -583,7 +589,10 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	if (!counts)
 		return 0;
 	count(&counts->made[PROCMON_FORK]);
-	fork = bpf_ringbuf_reserve(&ring, sizeof(*fork), 0);
+	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > config.fork_room_bytes)
+		fork = NULL;
+	else
+		fork = bpf_ringbuf_reserve(&ring, sizeof(*fork), 0);
 	if (!fork) {
 		count(&counts->lost_ring_full[PROCMON_FORK]);
 		return 0;

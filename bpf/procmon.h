@@ -143,6 +143,12 @@ struct procmon_config {
 	/* At most this many bytes of arguments are kept; up to PROCMON_ARGS_MAX. */
 	__u32 args_max_bytes;
 	__u32 cpus;
+	/*
+	 * An exec, or a fork, is written only while no more than this many bytes wait. So when the ring fills up, execs
+	 * are lost first and exits last: without its exit a process would seem to run for ever.
+	 */
+	__u64 exec_room_bytes;
+	__u64 fork_room_bytes;
 };
 
 #endif

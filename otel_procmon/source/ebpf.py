@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from otel_procmon.config import Capture
     from otel_procmon.source.pins import Pins
 
-CONFIG: Final = (("wake_bytes", "Q"), ("args_max_bytes", "I"), ("cpus", "I"))
+CONFIG: Final = (
+    ("wake_bytes", "Q"),
+    ("args_max_bytes", "I"),
+    ("cpus", "I"),
+    ("exec_room_bytes", "Q"),
+    ("fork_room_bytes", "Q"),
+)
 """``struct procmon_config``."""
 
 COUNTERS: Final = (("made", "5Q"), ("lost_ring_full", "5Q"), ("lost_no_buffer", "5Q"))
@@ -47,6 +53,9 @@ What is seen only later is in the snapshot, or its event tells all that is neede
 """
 _ITERATOR: Final = "on_task"
 _MAPS: Final = ("ring", "counters")
+_EXEC_ROOM: Final = 7 / 8
+_FORK_ROOM: Final = 15 / 16
+"""Of the ring. The last eighth is for forks and exits, the last sixteenth for exits alone."""
 READ_LIMIT: Final = 2048
 """Records taken at one go, so that what is read is bounded while the machine forks as fast as it can."""
 
@@ -124,7 +133,13 @@ class EbpfSource:
         cpus = library.possible_cpus()
         elf = object_bytes()
         ring_bytes = self._capture.ring_bytes
-        config = _CONFIG.pack(int(ring_bytes * self._capture.wake_fraction), self._capture.arguments_max_bytes, cpus)
+        config = _CONFIG.pack(
+            int(ring_bytes * self._capture.wake_fraction),
+            self._capture.arguments_max_bytes,
+            cpus,
+            int(ring_bytes * _EXEC_ROOM),
+            int(ring_bytes * _FORK_ROOM),
+        )
         folder = None
         if self._pins is not None:
             self._pins.open()

@@ -204,8 +204,10 @@ class BpfObject:
         link = self._lib.pointer("bpf_program__attach_iter", self.program(name), None)
         try:
             fd = self._lib.integer("bpf_iter_create", self._lib.integer("bpf_link__fd", link))
-            with os.fdopen(fd, "rb", buffering=0) as stream:
-                return stream.read()
+            try:
+                return _read_all(fd)
+            finally:
+                os.close(fd)
         finally:
             self._lib.integer("bpf_link__destroy", link)
 
@@ -215,3 +217,24 @@ class BpfObject:
         if self._object is not None:
             self._lib.call("bpf_object__close", self._object)
             self._object = None
+
+
+def _read_all(fd: int) -> bytes:
+    """All that an iterator writes. One that found no buffer wants to be asked again: the kernel answers EAGAIN."""
+    parts: list[bytes] = []
+    attempts = 0
+    while True:
+        try:
+            part = os.read(fd, _READ_BYTES)
+        except BlockingIOError:
+            attempts += 1
+            if attempts > _ATTEMPTS_MAX:
+                raise BpfError(errno.EAGAIN, "reading an iterator") from None
+            continue
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+
+
+_READ_BYTES = 1 << 20
+_ATTEMPTS_MAX = 10_000
