@@ -44,6 +44,8 @@ _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 _LONGEST_WISH_S: Final = 600.0
 """A receiver that asks for more than that in Retry-After may have been wrong about its clock."""
+_TOGETHER_S: Final = 0.1
+"""How far apart records may come that are better sent in one batch: what the kernel's source reads at one go."""
 _LOOK_AGAIN_S: Final = 1.0
 _SPOOL_DELAY_S: Final = 3.0
 _GRACE_S: Final = 1.0
@@ -131,6 +133,7 @@ class Sender:
         self._changed = threading.Condition()
         self._most_bytes = MOST_BATCH_BYTES
         self._gathering: _Gathering | None = None
+        self._closed_at = clock()
         self._entered = 0
         self._ready: deque[_Ready] = deque()
         self._ready_bytes = 0
@@ -190,6 +193,7 @@ class Sender:
     def _close_gathering(self) -> None:
         gathering, self._gathering = self._gathering, None
         if gathering is not None:
+            self._closed_at = self._clock()
             self._ready.append(_Ready(gathering.first, gathering.records, gathering.size, gathering))
             self._ready_bytes += gathering.size
             self._changed.notify()
@@ -234,7 +238,7 @@ class Sender:
                 now = self._clock()
                 due_in_s = None
                 if self._gathering is not None:
-                    due_in_s = self._gathering.since + self._delay_s() - now
+                    due_in_s = self._due_at(self._gathering) - now
                     if due_in_s <= 0 or self._ending or self._flushing:
                         self._close_gathering()
                         due_in_s = None
@@ -251,11 +255,16 @@ class Sender:
                 waits_s = [seconds for seconds in (due_in_s, pause_s, look_in_s) if seconds]
                 self._changed.wait(min(waits_s) if waits_s else None)
 
-    def _delay_s(self) -> float:
-        """How long a batch is gathered. What goes into the spool is a file each, and so had better be larger."""
+    def _due_at(self, gathering: _Gathering) -> float:
+        """When a batch is due that has not reached its size: a delay after the one before, as the specification has it.
+
+        The first one after a quiet time need not wait so long; but what comes together goes together. What goes into
+        the spool is a file each, and so had better be larger.
+        """
+        delay_s = self._batching.delay_s
         if self._failures and self._spool is not None:
-            return max(self._batching.delay_s, _SPOOL_DELAY_S)
-        return self._batching.delay_s
+            return gathering.since + max(delay_s, _SPOOL_DELAY_S)
+        return max(self._closed_at + delay_s, gathering.since + min(delay_s, _TOGETHER_S))
 
     def _trying(self) -> bool:
         """Whether a batch is on its way to find out if the receiver is back."""
