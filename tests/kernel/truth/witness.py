@@ -225,9 +225,7 @@ def read_head(path: str) -> bytes:
         return b""
 
 
-def script_argv(
-    passed: bytes, argv: list[bytes], head: Callable[[str], bytes], absolute: str, cwd: str
-) -> list[bytes]:
+def script_argv(passed: bytes, argv: list[bytes], head: Callable[[str], bytes], absolute: str, cwd: str) -> list[bytes]:
     """What the kernel makes of `argv` if the file is a script: interpreter, its one argument, the path as passed.
 
     fs/binfmt_script.c. `passed` is the path as passed to exec, `absolute` where its content is. A script names its
