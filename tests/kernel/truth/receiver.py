@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import grpc  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc as logs_grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_grpc
 
@@ -132,6 +134,10 @@ def _http(received: Received, port: int) -> Iterator[None]:
             elif self.path == "/v1/logs":
                 received.logs += _logs(logs_pb.ExportLogsServiceRequest.FromString(body))
                 answer = logs_pb.ExportLogsServiceResponse().SerializeToString()
+            elif self.path == "/v1/metrics":
+                # The agent's own; they are not looked at here.
+                metrics_pb.ExportMetricsServiceRequest.FromString(body)
+                answer = metrics_pb.ExportMetricsServiceResponse().SerializeToString()
             else:
                 received.problems.append(f"path {self.path}")
             self.send_response(200)
@@ -143,10 +149,20 @@ def _http(received: Received, port: int) -> Iterator[None]:
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
             pass
 
+    connections: list[socket.socket] = []
+
     class Server(http.server.ThreadingHTTPServer):
         # A connection that the agent keeps open must not keep the test.
         daemon_threads = True
         block_on_close = False
+
+        def get_request(self) -> tuple[socket.socket, Any]:
+            connection, address = super().get_request()
+            connections.append(connection)
+            return connection, address
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """The receiver may be gone before it has answered."""
 
     server = Server((HOST, port), Handler)
     received.port = server.server_address[1]
@@ -158,6 +174,10 @@ def _http(received: Received, port: int) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join(STOP_SECONDS)
+        # Or their threads would go on receiving.
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
@@ -172,7 +192,12 @@ def _grpc(received: Received, port: int) -> Iterator[None]:
             received.logs += _logs(request)
             return logs_pb.ExportLogsServiceResponse()
 
+    class Metrics(metrics_grpc.MetricsServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 - the service's names
+            return metrics_pb.ExportMetricsServiceResponse()
+
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+    metrics_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)  # type: ignore[no-untyped-call]
     trace_grpc.add_TraceServiceServicer_to_server(Traces(), server)  # type: ignore[no-untyped-call]
     logs_grpc.add_LogsServiceServicer_to_server(Logs(), server)  # type: ignore[no-untyped-call]
     inner = server.add_insecure_port(f"{HOST}:0")
