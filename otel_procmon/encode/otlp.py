@@ -10,7 +10,7 @@ One value that OTLP cannot hold costs that value, which is counted, and nothing 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -22,7 +22,7 @@ from otel_procmon.convert.text import encodable
 from otel_procmon.encode.otlp_json import SCOPE_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from otel_procmon.convert.records import AttributeValue, LogRecord, Record, Resource, Shared
     from otel_procmon.ledger import Ledger
@@ -59,8 +59,10 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 # LogRecord: time 1, severity 2, flags 8, trace id 9, span id 10, observed time 11; SAMPLED is the flag.
-_LOG_HEAD: Final = struct.Struct("<BQ BQ BB BI BB16s BB8s")
-_SAMPLED: Final = 1
+_LOG_TIMES: Final = struct.Struct("<BQBQ")
+_SEVERITY: Final = [bytes((_tag(2, _VARINT), number)) for number in range(128)]
+_FLAGS_AND_TRACE: Final = bytes((_tag(8, _FIXED32), 1, 0, 0, 0, _tag(9, _BYTES), 16))
+_LOG_SPAN: Final = bytes((_tag(10, _BYTES), 8))
 # Span: trace id 1, span id 2, start 7, end 8, kind 6 (INTERNAL is 1), flags 16 (a tag of two bytes).
 _SPAN_HEAD: Final = struct.Struct("<BB16s BB8s BQ BQ BB BBI")
 _INTERNAL: Final = 1
@@ -92,6 +94,7 @@ _NEVER_AGAIN: Final = frozenset(
     {
         names.PROCESS_PID,
         names.PROCESS_VPID,
+        names.PROCESS_COMMAND_ARGS,
         names.PROCESS_CREATION_TIME,
         names.PROCESS_EXIT_TIME,
         names.PROCMON_EXEC_ID,
@@ -104,6 +107,7 @@ _NEVER_AGAIN: Final = frozenset(
 _REMEMBERED_MAX: Final = 8192
 _REMEMBERED_BYTES: Final = 128
 _RESOURCES_MAX: Final = 4096
+_EVENT_NAMES_MAX: Final = 16
 
 
 class OtlpEncoder:
@@ -111,8 +115,10 @@ class OtlpEncoder:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._keys: dict[str, bytes] = {}
-        self._known: dict[tuple[str, str | int], bytes] = {}
+        self._names: dict[str, _Name] = {}
+        self._remembered = 0
+        """How many attributes all of them remember."""
+        self._event_names: dict[str, bytes] = {}
         self._resources: dict[int, tuple[Resource, bytes]] = {}
 
     def encode(self, record: Record) -> bytes:
@@ -132,26 +138,24 @@ class OtlpEncoder:
     def log(self, record: LogRecord) -> bytes:
         """One ``LogRecord`` message."""
         trace_id, span_id = record.span
-        body = _STRING_VALUE + _sized(_utf8(record.body))
-        name = _utf8(record.event_name)
-        head = _LOG_HEAD.pack(
-            0x09,
-            record.time_unix_ns,
-            0x59,
-            record.observed_unix_ns,
-            0x10,
-            record.severity_number,
-            0x45,
-            _SAMPLED,
-            0x4A,
-            16,
-            trace_id,
-            0x52,
-            8,
-            span_id,
-        )
+        name = self._event_names.get(record.event_name)
+        if name is None:
+            name = _EVENT_NAME + _sized(_utf8(record.event_name))
+            # There are three of them.
+            if len(self._event_names) < _EVENT_NAMES_MAX:
+                self._event_names[record.event_name] = name
         attributes = self._attributes(record.shared, record.attributes)
-        parts = [head, _BODY, _sized(body), _EVENT_NAME, _sized(name)]
+        parts = [
+            _LOG_TIMES.pack(0x09, record.time_unix_ns, 0x59, record.observed_unix_ns),
+            _SEVERITY[record.severity_number],
+            _FLAGS_AND_TRACE,
+            trace_id,
+            _LOG_SPAN,
+            span_id,
+            _BODY,
+            _sized(_STRING_VALUE + _sized(_utf8(record.body))),
+            name,
+        ]
         if attributes:
             parts += (_LOG_ATTRIBUTE, _LOG_ATTRIBUTE.join(attributes))
         return b"".join(parts)
@@ -211,36 +215,83 @@ class OtlpEncoder:
 
     def _encoded(self, attributes: Mapping[str, AttributeValue]) -> list[bytes]:
         result = []
+        names_ = self._names
         for name, value in attributes.items():
-            known = None
-            # Of other types, values that are equal are not always the same: True is 1.
-            is_simple = type(value) is str or type(value) is int
-            if is_simple:
-                known = self._known.get((name, value))  # type: ignore[arg-type]
+            known = names_.get(name)
             if known is None:
-                known = self._attribute(name, value)
-                if known is None:
-                    self._ledger.count(PLACE, "dropped: a value that OTLP cannot hold")
-                    continue
-                if is_simple and name not in _NEVER_AGAIN and len(known) <= _REMEMBERED_BYTES:
-                    if len(self._known) >= _REMEMBERED_MAX:
-                        self._known.clear()
-                    self._known[name, value] = known  # type: ignore[index]
-            result.append(known)
+                known = self._name(name)
+            values = known.values
+            # Of other types, values that are equal are not always the same: True is 1.
+            kind = type(value)
+            if values is None or (kind is not str and kind is not int and kind is not tuple):
+                encoded = _key_value(known, value)
+            else:
+                encoded = values.get(value)
+                if encoded is None:
+                    encoded = _key_value(known, value)
+                    if encoded is not None and len(encoded) <= _REMEMBERED_BYTES:
+                        self._remember(values, value, encoded)  # type: ignore[arg-type]
+            if encoded is None:
+                self._ledger.count(PLACE, "dropped: a value that OTLP cannot hold")
+            else:
+                result.append(encoded)
         return result
 
-    def _attribute(self, name: str, value: AttributeValue) -> bytes | None:
-        """A KeyValue message with its length; None for a value that OTLP cannot hold."""
-        key = self._keys.get(name)
-        if key is None:
-            if len(self._keys) >= _REMEMBERED_MAX:
-                self._keys.clear()
-            key = self._keys[name] = _field(1, _utf8(name)) + _VALUE
-        content = _any_value(value)
-        return None if content is None else _sized(key + _sized(content))
+    def _name(self, name: str) -> _Name:
+        if len(self._names) >= _REMEMBERED_MAX:
+            self._names.clear()
+        key = _field(1, _utf8(name)) + _VALUE
+        known = self._names[name] = _Name(key, len(key), None if name in _NEVER_AGAIN else {})
+        return known
+
+    def _remember(self, values: dict[str | int | tuple[str, ...], bytes], value: Any, encoded: bytes) -> None:
+        if self._remembered >= _REMEMBERED_MAX:
+            # What is in use comes back soon.
+            for known in self._names.values():
+                if known.values is not None:
+                    known.values.clear()
+            self._remembered = 0
+        values[value] = encoded
+        self._remembered += 1
 
 
-def _any_value(value: AttributeValue) -> bytes | None:
+class _Name(NamedTuple):
+    """What is the same for all attributes of one name."""
+
+    key: bytes
+    """The field ``key`` of KeyValue, and the tag of ``value``."""
+    size: int
+    """Of that, in bytes."""
+    values: dict[str | int | tuple[str, ...], bytes] | None
+    """Attributes that were encoded before. None where to remember them is no use."""
+
+
+def _key_value(name: _Name, value: AttributeValue) -> bytes | None:
+    """A KeyValue message with its length before it; None for a value that OTLP cannot hold."""
+    key, size, _ = name
+    # Most are short texts and numbers, whose lengths take a byte each: for these the general way, below, is too long.
+    if type(value) is str:
+        text = _utf8(value)
+        length = len(text)
+        if length + size < 125:
+            return _SMALL[size + 3 + length] + key + _STRING_HEAD[length] + text
+    elif type(value) is int and value in _INT64:
+        number = _varint(value & _UINT64_MASK)
+        length = len(number)
+        if size < 112:
+            return _SMALL[size + 2 + length] + key + _INT_HEAD[length] + number
+    content = _any_value(value)
+    return None if content is None else _sized(key + _sized(content))
+
+
+_STRING_HEAD: Final = [bytes((length + 2, _tag(1, _BYTES), length)) for length in range(126)]
+"""By length of a short text: the length of its AnyValue, and what that begins with."""
+_INT_HEAD: Final = [bytes((length + 1, _tag(3, _VARINT))) for length in range(11)]
+_ITEM_HEAD: Final = [bytes((_tag(1, _BYTES), length + 2, _tag(1, _BYTES), length)) for length in range(126)]
+"""The same for an item of an array."""
+
+
+def _any_value(value: Any) -> bytes | None:
     """An AnyValue message; None for what it cannot hold."""
     if isinstance(value, str):
         return _STRING_VALUE + _sized(_utf8(value))
@@ -250,10 +301,20 @@ def _any_value(value: AttributeValue) -> bytes | None:
         return _INT_VALUE + _varint(value & _UINT64_MASK) if value in _INT64 else None
     if isinstance(value, float):
         return _DOUBLE_VALUE.pack(0x21, value)
-    if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
-        items = [_sized(_STRING_VALUE + _sized(_utf8(item))) for item in value]
-        return _ARRAY_VALUE + _sized(_ARRAY_ITEM + _ARRAY_ITEM.join(items) if items else b"")
+    if isinstance(value, tuple | list):
+        return _array_value(value)
     return None
+
+
+def _array_value(items: Sequence[Any]) -> bytes | None:
+    parts: list[bytes] = []
+    for item in items:
+        if not isinstance(item, str):
+            return None
+        text = _utf8(item)
+        length = len(text)
+        parts += (_ITEM_HEAD[length], text) if length < 126 else (_ARRAY_ITEM, _sized(_STRING_VALUE + _sized(text)))
+    return _ARRAY_VALUE + _sized(b"".join(parts))
 
 
 _STATUS_UNSET: Final = _field(15, b"")
