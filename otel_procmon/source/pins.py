@@ -18,7 +18,7 @@ from otel_procmon.source.errors import SourceError
 
 BPFFS: Final = Path("/sys/fs/bpf")
 FOLDER: Final = "otel-procmon"
-_BPF_FS_MAGIC: Final = "bpf"
+_BPF_FS: Final = "bpf"
 
 
 class Pins:
@@ -85,6 +85,6 @@ def _is_bpffs(path: Path) -> bool:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return any(
-        fields[1:3] == [str(path), _BPF_FS_MAGIC] for fields in (line.split(" ") for line in mounts.splitlines())
-    )
+    kinds = [fields[2] for fields in (line.split(" ") for line in mounts.splitlines()) if fields[1] == str(path)]
+    # Of those that are mounted over each other, the last one is seen.
+    return kinds[-1:] == [_BPF_FS]

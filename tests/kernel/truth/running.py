@@ -16,7 +16,7 @@ import pytest
 from tests.kernel.truth.otlp import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -125,6 +125,7 @@ def run_command(
     env: Mapping[str, str] | None = None,
     records: Path | None = None,
     stdout: int | None = None,
+    through: Sequence[str] = (),
 ) -> Iterator[Agent]:
     """`otel-procmon ARGUMENTS` of this Python, attached when the block begins; stopped with SIGTERM after it.
 
@@ -137,6 +138,7 @@ def run_command(
         env: Added to the environment.
         records: Where these arguments make it write OTLP JSON, if they do.
         stdout: A descriptor to be its standard output instead of a file.
+        through: A command that runs the arguments that follow in its own process, by which the agent is run.
     """
     run = sum(1 for _ in directory.glob("agent-*.stderr"))
     out_path, err_path = directory / f"agent-{run}.stdout", directory / f"agent-{run}.stderr"
@@ -151,7 +153,7 @@ def run_command(
         arguments += ("--spool", str(directory / f"agent-{run}.spool"))
     with out_path.open("wb") as out, err_path.open("wb") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", "otel_procmon", *arguments],
+            [*through, sys.executable, "-m", "otel_procmon", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out if stdout is None else stdout,
             stderr=err,
