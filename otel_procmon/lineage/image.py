@@ -48,6 +48,7 @@ class Image:
         "span",
         "trace_images",
         "trace_start_unix_ns",
+        "unplaced",
     )
 
     def __init__(self, process: Process, span: SpanRef) -> None:
@@ -69,6 +70,11 @@ class Image:
         """Its trace began in its process: at this image, or at one that this one took the place of."""
         self.link: SpanRef | None = None
         """For an entry: the parent's span in the other trace."""
+        self.unplaced = False
+        """A fork whose trace nobody has asked for yet: span, entry, link, ancestors and parent's name are not set.
+
+        Nobody outside of `lineage.table` sees such an image.
+        """
         self.forked_only = False
         """It has not exec'd since its fork: no process.exec is told of it."""
         self.children = False

@@ -164,9 +164,14 @@ class ProcessTable:
         happenings = self._take_pid(process, event.time_unix_ns)
         image = self._add(process)
         image.forked_only = True
-        self._place(image, _Origin(parent, event.parent_exec_id or None, began(process), process))
-        if parent is None and event.parent_is_kernel_thread:
-            image.entry_reason = "kernel_parent"
+        if parent is None:
+            reason: EntryReason | None = "kernel_parent" if event.parent_is_kernel_thread else None
+            self._place(image, _Origin(None, event.parent_exec_id or None, began(process), process, reason))
+        else:
+            # Most forks exec next, and then nobody ever asks where this image belongs.
+            self._have_child(parent)
+            image.parent, image.parent_exec_id = parent, event.parent_exec_id
+            image.unplaced = True
         self._ledger.count(PLACE, "noted: fork")
         return happenings
 
@@ -219,6 +224,8 @@ class ProcessTable:
             parent = previous or self._parent(parent_exec_id, event.parent)
             # Only events that contradict each other make an image its own ancestor.
             if parent is None or not _descends(parent, image):
+                if parent is not None:
+                    self._settle(parent)
                 _know_parent(image, parent, parent_exec_id)
                 if parent is not None and not parent.process.kernel_thread:
                     image.link = parent.span
@@ -259,6 +266,7 @@ class ProcessTable:
             self._ledger.count(PLACE, "told: exit of an unknown image")
         else:
             self._ledger.count(PLACE, "told: exit")
+            self._settle(image)
             image.process = _at_exit(image, event.process)
         return happenings + self._end(image, "exit", event.time_unix_ns, event.observed_unix_ns, event)
 
@@ -336,9 +344,7 @@ class ProcessTable:
         """Put `image` below its parent, and into that one's trace or a new one."""
         parent = origin.parent
         if parent is not None:
-            if parent.forked_only and not parent.children and not parent.discovered:
-                parent.trace_images[0] += 1
-            parent.children = True
+            self._have_child(parent)
             image.process = _contained(image.process, parent.process)
         _know_parent(image, parent, origin.parent_exec_id)
         replaces = parent is not None and parent is origin.before
@@ -361,6 +367,19 @@ class ProcessTable:
         image.trace_start_unix_ns = origin.moment_unix_ns
         if parent is not None and not parent.process.kernel_thread:
             image.link = parent.span
+
+    def _have_child(self, parent: Image) -> None:
+        self._settle(parent)
+        if parent.forked_only and not parent.children and not parent.discovered:
+            parent.trace_images[0] += 1
+        parent.children = True
+
+    def _settle(self, image: Image) -> None:
+        """Place a fork after all, as it was then."""
+        if image.unplaced:
+            image.unplaced = False
+            process = image.process
+            self._place(image, _Origin(image.parent, image.parent_exec_id, began(process), process))
 
     def _trace_id(self, image: Image, before: Image | None) -> bytes:
         """The id of the trace that begins at `image`, which took the place of `before` in its process.
@@ -412,6 +431,7 @@ class ProcessTable:
     def _end(
         self, image: Image, reason: EndReason, at_unix_ns: int, observed_unix_ns: int, event: Exit | None
     ) -> list[Happening]:
+        self._settle(image)
         if image.forked_only and not image.children and not image.discovered:
             image.trace_images[0] += 1
         happenings: list[Happening] = []
