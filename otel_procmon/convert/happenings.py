@@ -7,7 +7,7 @@ ended has two spans: an opening one, which its children hang under, and its whol
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from otel_procmon.convert import attributes as names
 from otel_procmon.convert.records import LogRecord, Shared, Span
@@ -17,9 +17,9 @@ from otel_procmon.lineage.image import Ended, Happening, Opened, Started, execut
 from otel_procmon.rfc3339 import format_rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
 
-    from otel_procmon.convert.records import Attributes, AttributeValue, Record, Resource
+    from otel_procmon.convert.records import Attributes, Record, Resource
     from otel_procmon.convert.resource import Resources
     from otel_procmon.events import Exit, Process
     from otel_procmon.lineage.image import Image
@@ -34,6 +34,7 @@ _NAMELESS: Final = "process"
 """A span must have a name; an executable of which nothing is known has none."""
 
 _MAX_INT64: Final = 2**63 - 1
+_LATEST: Final = _MAX_INT64 - OPENING_SPAN_NS
 
 
 class _Remembered(NamedTuple):
@@ -211,36 +212,37 @@ class Converter:
             # The conventions advise against assembling this attribute. But one string is all that Tetragon tells, and
             # taking it apart would guess: an argument's own quotes are not escaped in it.
             command_line = f"{process.binary} {process.arguments}" if process.arguments else process.binary
-        found: dict[str, AttributeValue | None] = {
-            names.PROCESS_PID: process.pid,
-            names.PROCESS_PARENT_PID: process.parent_pid,
-            names.PROCESS_VPID: process.vpid,
-            names.PROCESS_SESSION_LEADER_PID: process.session_id,
-            names.PROCESS_EXECUTABLE_NAME: executable_name(process),
-            names.PROCESS_EXECUTABLE_PATH: process.executable or process.binary,
-            names.PROCESS_COMMAND: argv[0] if argv else None,
-            names.PROCESS_COMMAND_ARGS: argv,
-            names.PROCESS_COMMAND_LINE: command_line,
-            names.PROCESS_ARGS_COUNT: len(argv) if args_count is None and argv is not None else args_count,
-            names.PROCESS_WORKING_DIRECTORY: process.cwd,
-            names.PROCESS_USER_ID: process.euid,
-            names.PROCESS_REAL_USER_ID: process.uid,
-            names.PROCESS_USER_NAME: self._name_of_user(process),
-            names.PROCESS_INTERACTIVE: process.tty,
-            names.PROCESS_CREATION_TIME: None if created is None else format_rfc3339(_time(created)),
-            names.PROCESS_LINUX_CGROUP: process.cgroup,
-            names.PROCMON_EXEC_ID: process.exec_id,
-            names.PROCMON_FLAGS: flags,
-            names.PROCMON_AUID: process.auid,
-            names.PROCMON_INTERPRETER: process.interpreter,
-            names.PROCMON_EXECUTABLE_DELETED: process.executable_deleted or None,
-            names.PROCMON_TRUNCATED: process.truncated,
-            names.PROCMON_PARENT_EXEC_ID: image.parent_exec_id,
-            names.PROCMON_PARENT_EXECUTABLE_NAME: image.parent_name,
-            names.PROCMON_PARENT_EXECUTABLE_PATH: image.parent_binary,
-            names.PROCMON_ANCESTORS: image.ancestors,
-        }
-        return _known(found)
+        # In the order of _SHARED.
+        values = (
+            process.pid,
+            process.parent_pid,
+            process.vpid,
+            process.session_id,
+            executable_name(process),
+            process.executable or process.binary,
+            argv[0] if argv else None,
+            argv,
+            command_line,
+            len(argv) if args_count is None and argv is not None else args_count,
+            process.cwd,
+            process.euid,
+            process.uid,
+            self._name_of_user(process),
+            process.tty,
+            None if created is None else format_rfc3339(_time(created)),
+            process.cgroup,
+            process.exec_id,
+            flags,
+            process.auid,
+            process.interpreter,
+            process.executable_deleted or None,
+            process.truncated,
+            image.parent_exec_id,
+            image.parent_name,
+            image.parent_binary,
+            image.ancestors,
+        )
+        return _known(zip(_SHARED, values, strict=True))
 
     def _name_of_user(self, process: Process) -> str | None:
         """The user's name, if the process sees the host's passwd file."""
@@ -264,27 +266,79 @@ class Converter:
         return encodable(line)
 
 
+_SHARED: Final = (
+    names.PROCESS_PID,
+    names.PROCESS_PARENT_PID,
+    names.PROCESS_VPID,
+    names.PROCESS_SESSION_LEADER_PID,
+    names.PROCESS_EXECUTABLE_NAME,
+    names.PROCESS_EXECUTABLE_PATH,
+    names.PROCESS_COMMAND,
+    names.PROCESS_COMMAND_ARGS,
+    names.PROCESS_COMMAND_LINE,
+    names.PROCESS_ARGS_COUNT,
+    names.PROCESS_WORKING_DIRECTORY,
+    names.PROCESS_USER_ID,
+    names.PROCESS_REAL_USER_ID,
+    names.PROCESS_USER_NAME,
+    names.PROCESS_INTERACTIVE,
+    names.PROCESS_CREATION_TIME,
+    names.PROCESS_LINUX_CGROUP,
+    names.PROCMON_EXEC_ID,
+    names.PROCMON_FLAGS,
+    names.PROCMON_AUID,
+    names.PROCMON_INTERPRETER,
+    names.PROCMON_EXECUTABLE_DELETED,
+    names.PROCMON_TRUNCATED,
+    names.PROCMON_PARENT_EXEC_ID,
+    names.PROCMON_PARENT_EXECUTABLE_NAME,
+    names.PROCMON_PARENT_EXECUTABLE_PATH,
+    names.PROCMON_ANCESTORS,
+)
+_EXIT: Final = (
+    names.PROCESS_EXIT_CODE,
+    names.PROCMON_EXIT_SIGNAL,
+    names.PROCMON_EXIT_CORE_DUMPED,
+    names.PROCMON_EXIT_OOM_KILLED,
+    names.PROCESS_EXIT_TIME,
+    names.PROCMON_USAGE_CPU_USER,
+    names.PROCMON_USAGE_CPU_SYSTEM,
+    names.PROCMON_USAGE_MAX_RSS,
+    names.PROCMON_USAGE_IO_READ,
+    names.PROCMON_USAGE_IO_WRITTEN,
+)
+
+
 def _time(time_unix_ns: int) -> int:
     """A time that OTLP can hold, whatever arithmetic made it."""
-    return min(max(time_unix_ns, 0), _MAX_INT64 - OPENING_SPAN_NS)
+    if 0 <= time_unix_ns <= _LATEST:
+        return time_unix_ns
+    return 0 if time_unix_ns < 0 else _LATEST
 
 
 def _span_name(image: Image) -> str:
     return encodable(image.name) or _NAMELESS
 
 
-def _known(found: Mapping[str, AttributeValue | None]) -> Attributes:
+def _known(found: Iterable[tuple[str, Any]]) -> Attributes:
     """What of `found` is known and fits into OTLP: no empty texts and lists, no numbers beyond 64 bits."""
     attributes: Attributes = {}
-    for name, value in found.items():
-        if type(value) is str:
+    for name, value in found:
+        if value is None:
+            continue
+        kind = type(value)
+        if kind is str:
             if value:
                 attributes[name] = value if value.isascii() else encodable(value)
-        elif type(value) is tuple:
-            if value:
-                attributes[name] = tuple([text if text.isascii() else encodable(text) for text in value])
-        elif value is not None and (type(value) is not int or -_MAX_INT64 <= value <= _MAX_INT64):
+        elif kind is int:
+            if -_MAX_INT64 <= value <= _MAX_INT64:
+                attributes[name] = value
+        elif kind is not tuple:
             attributes[name] = value
+        elif value:
+            # Joined, so that mostly one look is enough.
+            plain = "".join(value).isascii()
+            attributes[name] = value if plain else tuple([encodable(text) for text in value])
     return attributes
 
 
@@ -295,20 +349,21 @@ def _entry(image: Image, attributes: Attributes) -> None:
 
 def _exit(event: Exit) -> Attributes:
     usage = event.usage or _NOTHING_USED
-    found: dict[str, AttributeValue | None] = {
+    # In the order of _EXIT.
+    values = (
         # waitpid knows no exit code where a signal ended the process; 128 + n is what shells make of it.
-        names.PROCESS_EXIT_CODE: event.code if event.signal is None else None,
-        names.PROCMON_EXIT_SIGNAL: event.signal,
-        names.PROCMON_EXIT_CORE_DUMPED: event.core_dumped if event.signal else None,
-        names.PROCMON_EXIT_OOM_KILLED: event.oom_killed if event.signal else None,
-        names.PROCESS_EXIT_TIME: format_rfc3339(_time(event.time_unix_ns)),
-        names.PROCMON_USAGE_CPU_USER: None if usage.cpu_user_ns is None else usage.cpu_user_ns / 1e9,
-        names.PROCMON_USAGE_CPU_SYSTEM: None if usage.cpu_system_ns is None else usage.cpu_system_ns / 1e9,
-        names.PROCMON_USAGE_MAX_RSS: usage.max_rss_bytes,
-        names.PROCMON_USAGE_IO_READ: usage.read_bytes,
-        names.PROCMON_USAGE_IO_WRITTEN: usage.written_bytes,
-    }
-    return _known(found)
+        event.code if event.signal is None else None,
+        event.signal,
+        event.core_dumped if event.signal else None,
+        event.oom_killed if event.signal else None,
+        format_rfc3339(_time(event.time_unix_ns)),
+        None if usage.cpu_user_ns is None else usage.cpu_user_ns / 1e9,
+        None if usage.cpu_system_ns is None else usage.cpu_system_ns / 1e9,
+        usage.max_rss_bytes,
+        usage.read_bytes,
+        usage.written_bytes,
+    )
+    return _known(zip(_EXIT, values, strict=True))
 
 
 _NOTHING_USED: Final = Usage()

@@ -226,11 +226,11 @@ class OtlpEncoder:
             if values is None or (kind is not str and kind is not int and kind is not tuple):
                 encoded = _key_value(known, value)
             else:
-                encoded = values.get(value)
+                encoded = values.get(value)  # type: ignore[arg-type]
                 if encoded is None:
                     encoded = _key_value(known, value)
                     if encoded is not None and len(encoded) <= _REMEMBERED_BYTES:
-                        self._remember(values, value, encoded)  # type: ignore[arg-type]
+                        self._remember(values, value, encoded)
             if encoded is None:
                 self._ledger.count(PLACE, "dropped: a value that OTLP cannot hold")
             else:

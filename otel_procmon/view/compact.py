@@ -54,17 +54,14 @@ def _status(happening: Ended) -> str | None:
 
 
 def _line(what: str, process: Process, status: str | None, *, colour: bool) -> str:
-    parts = [
-        (_BLUE, what),
-        (_GREEN, quote_unless_plain(_where(process))),
-        (_MAGENTA, quote_unless_plain(process.binary)),
-    ]
+    where, binary = quote_unless_plain(_where(process)), quote_unless_plain(process.binary)
     arguments = process_arguments(process)
     if arguments:
-        parts.append((_CYAN, quote_unless_printable(arguments)))
-    if status is not None:
-        parts.append((_RED, status))
-    return " ".join(f"\x1b[{code}m{text}\x1b[0m" if colour else text for code, text in parts)
+        arguments = quote_unless_printable(arguments)
+    parts = ((_BLUE, what), (_GREEN, where), (_MAGENTA, binary), (_CYAN, arguments), (_RED, status))
+    if colour:
+        return " ".join(f"\x1b[{code}m{text}\x1b[0m" for code, text in parts if text)
+    return " ".join([text for _, text in parts if text])
 
 
 def _where(process: Process) -> str:

@@ -24,12 +24,14 @@ _ESCAPES = {
     "\\": r"\\",
     '"': r"\"",
 }
+_UNUSUAL = re.compile(r"[^ !#-\[\]-~]")
+"""All but what stands for itself in any case."""
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 
 
 def quote(text: str) -> str:
     """`text` as a Go string literal in double quotation marks."""
-    return '"' + "".join(_quoted_character(character) for character in text) + '"'
+    return f'"{_UNUSUAL.sub(lambda match: _quoted_character(match[0]), text)}"'
 
 
 def quote_unless_plain(text: str) -> str:
