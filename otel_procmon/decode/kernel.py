@@ -42,7 +42,8 @@ _STRUCTS: Final = {
     int(Kind.TASK): EXEC_STRUCT,
 }
 
-# Plain numbers: an IntFlag's operators cost a microsecond each, on every record.
+# Plain numbers: an IntFlag's operators cost a microsecond each, on every record, and an IntEnum's comparison a tenth.
+_FORK, _EXEC, _EXIT = int(Kind.FORK), int(Kind.EXEC), int(Kind.EXIT)
 _TTY, _KERNEL_THREAD, _PARENT_KERNEL_THREAD = int(Fact.TTY), int(Fact.KERNEL_THREAD), int(Fact.PARENT_KERNEL_THREAD)
 _EXECUTABLE_DELETED, _CWD_DELETED = int(Fact.EXECUTABLE_DELETED), int(Fact.CWD_DELETED)
 _OOM_VICTIM = int(Fact.OOM_VICTIM)
@@ -104,12 +105,12 @@ class KernelDecoder:
         head = Head._make(fields[: len(TASK)])
         if head.version != WIRE_VERSION:
             raise DecodeError(f"record {self._number}: version {head.version} of the wire, not {WIRE_VERSION}")
-        if kind == Kind.FORK:
+        if kind == _FORK:
             return self._fork(head)
-        if kind == Kind.EXIT:
+        if kind == _EXIT:
             return self._exit(head, fields[len(TASK) :])
         strings = self._strings(record, fields[len(TASK) :])
-        if kind == Kind.EXEC:
+        if kind == _EXEC:
             return self._exec(head, fields[len(TASK) + 1], strings)
         return self._task(head, fields[len(TASK) + 1], strings)
 
@@ -134,6 +135,7 @@ class KernelDecoder:
         return Strings._make(parts)
 
     def _fork(self, head: Head) -> Fork:
+        facts = head.facts
         return Fork(
             time_unix_ns=self._unix_ns(head.time_ns),
             exec_id=self._exec_id(head),
@@ -144,10 +146,10 @@ class KernelDecoder:
             boot_start_ns=head.start_ns,
             creation_unix_ns=self._unix_ns(head.start_ns),
             vpid=head.vpid or None,
-            parent_is_kernel_thread=bool(head.facts & _PARENT_KERNEL_THREAD),
+            parent_is_kernel_thread=bool(facts & _PARENT_KERNEL_THREAD),
             name=_comm(head),
             session_id=head.session_id or None,
-            tty=bool(head.facts & _TTY),
+            tty=bool(facts & _TTY),
             uid=head.uid,
             gid=head.gid,
             euid=head.euid,
@@ -165,7 +167,15 @@ class KernelDecoder:
         return Exec(
             time_unix_ns=time_unix_ns,
             observed_unix_ns=self._observed_unix_ns(),
-            process=self._process(head, (*flags, *_path_flags(head, strings)), time_unix_ns, strings, args_count),
+            process=self._process(
+                head,
+                (*flags, *_path_flags(head, strings)),
+                time_unix_ns,
+                strings,
+                args_count,
+                exec_id=self._exec_id(head),
+                creation_unix_ns=self._unix_ns(head.start_ns),
+            ),
             parent_exec_id=self._parent_exec_id(head),
             previous_exec_id=self._exec_id(head, head.generation - 1) if head.generation else None,
             previous_is_fork=first,
@@ -173,10 +183,19 @@ class KernelDecoder:
 
     def _task(self, head: Head, args_count: int, strings: Strings) -> Discovered:
         flags = () if head.facts & _KERNEL_THREAD else _path_flags(head, strings)
+        start_unix_ns = self._unix_ns(head.start_ns)
         return Discovered(
             time_unix_ns=self._unix_ns(head.time_ns),
             observed_unix_ns=self._observed_unix_ns(),
-            process=self._process(head, ("procFS", *flags), self._unix_ns(head.start_ns), strings, args_count),
+            process=self._process(
+                head,
+                ("procFS", *flags),
+                start_unix_ns,
+                strings,
+                args_count,
+                exec_id=self._exec_id(head),
+                creation_unix_ns=start_unix_ns,
+            ),
             parent_exec_id=self._parent_exec_id(head),
             # As above: it still has the generation that the fork gave it.
             forked_only=head.generation == head.parent_generation,
@@ -185,13 +204,14 @@ class KernelDecoder:
     def _exit(self, head: Head, tail: tuple[int, ...]) -> Exit:
         wait_status, _, utime_ns, stime_ns, runtime_ns, max_rss_pages, read_bytes, written_bytes = tail
         number = wait_status & 0x7F
+        exec_id, start_unix_ns = self._exec_id(head), self._unix_ns(head.start_ns)
         user_ns, system_ns = scaled_cpu_times(utime_ns, stime_ns, runtime_ns)
         io_known = not head.unread & _USAGE_IO
         flags = ("clone",) if head.generation == head.parent_generation else ()
         return Exit(
             time_unix_ns=self._unix_ns(head.time_ns),
             observed_unix_ns=self._observed_unix_ns(),
-            exec_id=self._exec_id(head),
+            exec_id=exec_id,
             pid=head.pid,
             boot_start_ns=head.start_ns,
             code=None if number else wait_status >> 8 & 0xFF,
@@ -207,7 +227,7 @@ class KernelDecoder:
             ),
             parent_exec_id=self._parent_exec_id(head),
             parent_pid=head.parent_pid or None,
-            process=self._process(head, flags, self._unix_ns(head.start_ns)),
+            process=self._process(head, flags, start_unix_ns, exec_id=exec_id, creation_unix_ns=start_unix_ns),
         )
 
     def _process(
@@ -217,6 +237,9 @@ class KernelDecoder:
         start_unix_ns: int,
         strings: Strings | None = None,
         args_count: int = 0,
+        *,
+        exec_id: str,
+        creation_unix_ns: int,
     ) -> Process:
         binary = cwd = cgroup = executable = interpreter = argv = container = pod_uid = None
         if strings is not None:
@@ -239,11 +262,11 @@ class KernelDecoder:
                 if container_id is not None:
                     container = Container(id=container_id, runtime=runtime)
         return Process(
-            exec_id=self._exec_id(head),
+            exec_id=exec_id,
             pid=head.pid,
             binary=binary or "",
             start_unix_ns=start_unix_ns,
-            creation_unix_ns=self._unix_ns(head.start_ns),
+            creation_unix_ns=creation_unix_ns,
             boot_start_ns=head.start_ns,
             flags=flags,
             argv=argv,

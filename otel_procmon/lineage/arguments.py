@@ -49,6 +49,8 @@ class LongArguments:
 
     def settle(self) -> None:
         """What was added before the last call has been told by now."""
+        if not self._told and not self._new:
+            return
         for image in self._told:
             if image.long_arguments:
                 image.process = _shortened(image.process)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -600,8 +601,12 @@ def _forked(event: Fork, parent: Process | None) -> Process:
     }
     if parent is None or parent.kernel_thread:
         return Process(binary="", name=event.name, flags=("clone",), **own)
-    flags = ("clone", *(flag for flag in parent.flags if flag not in _HOW_IT_BEGAN))
-    return replace(parent, flags=flags, **own)
+    return replace(parent, flags=_cloned(parent.flags), **own)
+
+
+@lru_cache(maxsize=64)
+def _cloned(flags: tuple[str, ...]) -> tuple[str, ...]:
+    return ("clone", *(flag for flag in flags if flag not in _HOW_IT_BEGAN))
 
 
 def _executed(process: Process, before: Process, *, first: bool) -> Process:

@@ -21,15 +21,20 @@ def test_names(tmp_path: Any) -> None:
 
 def test_file_is_read_again_when_it_changed(tmp_path: Any) -> None:
     passwd = tmp_path / "passwd"
-    name = UserNames(passwd)
+    now = 5.0
+    name = UserNames(passwd, lambda: now)
     assert name(3) is None
     passwd.write_text("sys:x:3:3::/dev:\n")
+    assert name(3) is None, "it was looked at just now"
+    now += 0.1
     assert name(3) == "sys"
     replacement = tmp_path / "new"
     replacement.write_text("abc:x:3:3::/dev:\n")
     os.replace(replacement, passwd)  # noqa: PTH105
+    now += 0.1
     assert name(3) == "abc"
     passwd.unlink()
+    now += 0.1
     assert name(3) is None
 
 
