@@ -91,7 +91,10 @@ def test_a_record_that_cannot_be_encoded_costs_itself_only(tmp_path: Path) -> No
     delivery.put([log("a"), log("\ud800"), log("c")])
     delivery.shutdown(0.0)
     assert kinds(path) == ["resourceLogs", "resourceLogs"]
-    assert ledger.counts() == {("output.otlp-json.logs", "exported"): 2, ("output.otlp-json.logs", "lost: cannot be encoded"): 1}
+    assert ledger.counts() == {
+        ("output.otlp-json.logs", "exported"): 2,
+        ("output.otlp-json.logs", "lost: cannot be encoded"): 1,
+    }
 
 
 def test_a_full_disk_is_said_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -133,7 +136,10 @@ def test_after_a_line_that_was_cut_the_next_is_whole(tmp_path: Path, caplog: pyt
         {"stringValue": "after"},
         {"stringValue": "more"},
     ]
-    assert ledger.counts() == {("output.otlp-json.logs", "exported"): 3, ("output.otlp-json.logs", "lost: export failed"): 2}
+    assert ledger.counts() == {
+        ("output.otlp-json.logs", "exported"): 3,
+        ("output.otlp-json.logs", "lost: export failed"): 2,
+    }
     assert [message.split(" (")[0] for message in caplog.messages] == [
         f"cannot write to {path}",
         f"writing to {path} works again",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -337,6 +338,14 @@ def test_shutdown_counts_what_it_could_not_send(make: Make, ledger: Ledger) -> N
     assert receiver.closed.is_set()
 
 
+def wait_for(receiver: Receiver, sender: Sender, count: int) -> None:
+    """Until `receiver` has accepted so many records."""
+    deadline = time.monotonic() + BOUND_S
+    while len(receiver.accepted) < count:
+        assert time.monotonic() < deadline, f"{len(receiver.accepted)} of {count} records came"
+        sender.flush(0.01)
+
+
 def spool_in(path: Path, ledger: Ledger) -> Spool:
     return Spool(path / "spool", 1 << 30, ledger)
 
@@ -353,12 +362,10 @@ def test_what_cannot_be_sent_goes_into_the_spool_and_from_there(make: Make, ledg
     receiver.answer = lambda _: Accepted()
     clock.now = 60.0
     sender.put(records(41)[40:], wait=False)
-    while len(receiver.accepted) < 41:
-        assert receiver.asked.wait(BOUND_S)
-        sender.flush(0.01)
+    wait_for(receiver, sender, 41)
     assert sorted(receiver.accepted) == names(41)
-    assert outcomes(ledger) == {"exported": 41}
     assert sender.shutdown(BOUND_S)
+    assert outcomes(ledger) == {"exported": 41}
     assert spool.waiting("logs")[1] == 0
     spool.close()
 
@@ -374,9 +381,7 @@ def test_an_agent_sends_what_an_earlier_one_left(make: Make, ledger: Ledger, tmp
     receiver = Receiver()
     spool = spool_in(tmp_path, ledger)
     sender = make(receiver, spool, in_flight=1)
-    while len(receiver.accepted) < 25:
-        assert receiver.asked.wait(BOUND_S)
-        sender.flush(0.01)
+    wait_for(receiver, sender, 25)
     assert sorted(receiver.accepted) == names(25)
     assert sender.shutdown(BOUND_S)
     spool.close()
@@ -396,8 +401,7 @@ def test_what_waits_in_the_spool_does_not_hold_up_what_is_live(make: Make, ledge
     receiver.gate.set()
     assert sender.flush(BOUND_S)
     assert "live" in receiver.accepted[:31], "behind one batch of the spool, or two, and not behind fifty"
-    while len(receiver.accepted) < 501:
-        sender.flush(0.01)
+    wait_for(receiver, sender, 501)
     assert sender.shutdown(BOUND_S)
     spool.close()
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 BLOCK = 4096
 HEADER_BYTES = 28
 BOUND_S = 60.0
+NOBODY = 65534
 SIGNALS: tuple[Signal, ...] = ("traces", "logs")
 
 
@@ -515,16 +516,32 @@ def test_a_file_that_may_not_grow(open_spool: Open, ledger: Ledger) -> None:
     assert bodies(spool) == [logs(number, size=100).body for number in kept]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_that_may_not_be_written(open_spool: Open, directory: Path, ledger: Ledger) -> None:
-    spool = open_spool()
+@pytest.fixture
+def ordinary_home() -> Iterator[Path]:
+    """A directory of an ordinary user, which this process is meanwhile: root may write anywhere."""
+    with tempfile.TemporaryDirectory() as home:
+        if os.geteuid() != 0:
+            yield Path(home)
+            return
+        os.chown(home, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+        try:
+            yield Path(home)
+        finally:
+            os.seteuid(0)
+
+
+def test_a_directory_that_may_not_be_written(ordinary_home: Path, ledger: Ledger) -> None:
+    directory = ordinary_home / "spool"
+    spool = Spool(directory, 1 << 20, ledger)
     spool.append(logs(1))
     directory.chmod(0o500)
     try:
         assert not spool.append(logs(2))
         spool.close()
-        spool = open_spool()
+        spool = Spool(directory, 1 << 20, ledger)
         assert bodies(spool) == [logs(1).body]
+        spool.close()
     finally:
         directory.chmod(0o700)
 
