@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
