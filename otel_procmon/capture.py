@@ -163,6 +163,8 @@ class KernelCapture:
         self._ledger = ledger
         self._recording = recording
         self._pinned = pinned
+        # The kernel's counters go on from agent to agent.
+        ledger.count("source", "read by earlier agents", source.read_before)
         self._poll_s = config.capture.poll_interval_ns / 1e9
         self._snapshots = config.capture.snapshot
         self._sweep_ns = config.lineage.sweep_interval_ns

@@ -201,6 +201,12 @@ class EbpfSource:
         assert self._ring is not None
         return self._ring.position
 
+    @property
+    def read_before(self) -> int:
+        """How many of the records that the kernel has made earlier agents have read and committed."""
+        assert self._ring is not None
+        return self._ring.committed_before
+
     def filled(self) -> float:
         """Which part of the ring is taken, by records that were not read or not committed; 0 once this is closed."""
         return 0.0 if self._ring is None else self._ring.waiting_bytes() / self._capture.ring_bytes

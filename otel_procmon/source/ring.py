@@ -6,6 +6,10 @@ A record has a header of 8 bytes: its length, with a bit while it is being writt
 
 Reading and committing are two steps here (libbpf's reader does both at once): until `commit`, the kernel keeps the
 records, and whoever opens the pinned ring next gets them again.
+
+Of the page with the consumer's position the kernel looks at the first 8 bytes only. In the rest stands how many records
+were committed since the ring was made, twice in turn and each time with the position that it goes with: so whoever is
+killed between two stores leaves one that is right.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import mmap
 import select
 import struct
 import threading
+from collections import deque
 from typing import Final
 
 _PAGE: Final = mmap.PAGESIZE
@@ -24,6 +29,9 @@ _LENGTH: Final = struct.Struct("@I")
 _BUSY: Final = 1 << 31
 _DISCARDED: Final = 1 << 30
 _HEADER_BYTES: Final = 8
+_COMMITTED: Final = struct.Struct("@2Q")
+"""Position, and how many records were committed up to there."""
+_COMMITTED_AT: Final = (64, 128)
 
 
 class RingReader:
@@ -35,6 +43,11 @@ class RingReader:
         self._size = size
         self._position: int = _POSITION.unpack_from(self._consumer)[0]
         self._committed: int = self._position
+        self._slot, self.committed_before = self._find_committed()
+        """Which of the two is right, and how many records earlier readers of this ring have committed."""
+        self._records = self.committed_before
+        self._ends: deque[tuple[int, int]] = deque()
+        """Where each reading ended, and how many records there were by then; of those that are not committed."""
         self._epoll = select.epoll()
         self._epoll.register(map_fd, select.EPOLLIN)
         # On machines that reorder loads, taking a lock keeps what is read after the position from being read before it.
@@ -48,6 +61,13 @@ class RingReader:
     def waiting_bytes(self) -> int:
         """How much the ring holds that is not committed."""
         return self._end() - self._committed
+
+    def _find_committed(self) -> tuple[int, int]:
+        for slot, at in enumerate(_COMMITTED_AT):
+            position, records = _COMMITTED.unpack_from(self._consumer, at)
+            if position == self._position:
+                return slot, records
+        return 0, 0
 
     def _end(self) -> int:
         return int(_POSITION.unpack_from(self._producer)[0])
@@ -73,12 +93,20 @@ class RingReader:
                 begin = at + _HEADER_BYTES
                 records.append(data[begin : begin + size])
             position += (size + _HEADER_BYTES + 7) & ~7
-        self._position = position
+        if position != self._position:
+            self._position = position
+            self._records += len(records)
+            self._ends.append((position, self._records))
         return records
 
     def commit(self, position: int) -> None:
-        """Give the room up to `position` back to the kernel."""
+        """Give the room up to `position`, where a reading has ended, back to the kernel."""
         if position > self._committed:
+            records = 0
+            while self._ends and self._ends[0][0] <= position:
+                _, records = self._ends.popleft()
+            self._slot = 1 - self._slot
+            _COMMITTED.pack_into(self._consumer, _COMMITTED_AT[self._slot], position, records)
             _POSITION.pack_into(self._consumer, 0, position)
             self._committed = position
 

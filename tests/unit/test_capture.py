@@ -45,6 +45,7 @@ class FakeKernel:
         """How many of the tasks were known, at each snapshot."""
         self.detached = self.closed = 0
         self.position = 0
+        self.read_before = 0
 
     def read(self, timeout_s: float) -> list[bytes]:
         self.waited.append(timeout_s)
