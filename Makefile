@@ -8,7 +8,7 @@ INTO ?= .
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit kernel lint format docs bpf bpf-check clean
+.PHONY: help setup run test unit kernel bench lint format docs bpf bpf-check clean
 
 help: ## what there is
 	@awk -F ': ## ' '/^[a-z-]+: ## /{printf "%-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ unit: ## the unit tier, in .venv
 
 kernel: ## the kernel tier, in .venv, as root; nothing may be skipped
 	PROCMON_REQUIRE=kernel $(BIN)/pytest tests/kernel
+
+bench: ## all benchmarks, in .venv, as root; some twenty minutes on an idle machine
+	PYTHON=$(PYTHON) benchmarks/run.sh
 
 lint: ## ruff and mypy --strict
 	$(BIN)/ruff check .

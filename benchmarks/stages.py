@@ -8,12 +8,12 @@ Each line adds one stage to those before it; medians.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from parts import arguments, save, shown, spread
 
 from otel_procmon.capture import RecordingCapture
 from otel_procmon.config import Config
@@ -54,6 +54,7 @@ def happenings(path: str, take: Callable[[list[Happening]], object]) -> None:
     capture = RecordingCapture(source, source.open(), Config(), Ledger())
     while (step := capture.step()) is not None:
         take(step)
+    take(capture.stop())
 
 
 def lineage(path: str) -> None:
@@ -106,9 +107,8 @@ STAGES: dict[str, Callable[[str], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("recording")
-    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     processes = ended(options.recording)
     gc.set_threshold(50_000, 20, 100)
@@ -118,9 +118,10 @@ def main() -> None:
             begin = time.process_time()
             stage(options.recording)
             times[name].append((time.process_time() - begin) / processes * 1e6)
+    save(options.json, "stages", {name: spread(values) for name, values in times.items()})
     print(f"{processes} processes, µs of CPU for each")
     for name, values in times.items():
-        print(f"  {name:<8} {statistics.median(values):6.1f}   (from {min(values):.1f} to {max(values):.1f})")
+        print(f"  {name:<8} {shown(spread(values))}")
 
 
 if __name__ == "__main__":
