@@ -40,7 +40,7 @@ COUNTERS: Final = (("made", "5Q"), ("lost_ring_full", "5Q"), ("lost_no_buffer", 
 """``struct procmon_counters``, one for each CPU; by kind, of which 0 is none."""
 
 BUFFERS_PER_CPU: Final = 2
-"""As in ``procmon.bpf.c``."""
+"""As in ``bpf/maps.h``."""
 
 BTF: Final = Path("/sys/kernel/btf/vmlinux")
 LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")

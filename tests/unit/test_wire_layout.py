@@ -79,7 +79,7 @@ def test_counters_have_one_for_each_kind(btf: Btf) -> None:
 def test_macros_are_what_python_knows() -> None:
     """Macros are not in BTF, so these are read in the source."""
     header = (BPF / "procmon.h").read_text(encoding="ascii")
-    source = (BPF / "procmon.bpf.c").read_text(encoding="ascii")
+    source = (BPF / "maps.h").read_text(encoding="ascii")
     assert f"#define PROCMON_WIRE_VERSION {wire.WIRE_VERSION}\n" in header
     assert f"#define BUFFERS_PER_CPU {ebpf.BUFFERS_PER_CPU}\n" in source
 
