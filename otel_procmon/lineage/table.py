@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_procmon.events import Discovered, Event, Exec, Exit, Fork, Process
 from otel_procmon.lineage.arguments import LongArguments
 from otel_procmon.lineage.entry import began, entry_reason
 from otel_procmon.lineage.ids import process_id
 from otel_procmon.lineage.image import Ended, EndReason, Happening, Image, Opened, SpanRef, Started
+from otel_procmon.lineage.succession import at_exit, contained, executed, forked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +40,7 @@ PLACE: Final = "lineage"
 ANCESTORS_MAX: Final = 16
 _SWEEPS_UNTIL_LOST: Final = 2
 """A process that is just ending is in no list of tasks any more, and its exit may not be written yet."""
-_HOW_IT_BEGAN: Final = frozenset({"execve", "clone", "procFS"})
-"""Flags that tell how an image began; the others tell what could not be read, and hold for a fork of it too."""
+
 
 _Key = tuple[str | None, int]
 
@@ -158,7 +155,7 @@ class ProcessTable:
 
     def _fork(self, event: Fork) -> list[Happening]:
         parent = self._images.get(event.parent_exec_id)
-        process = _forked(event, None if parent is None else parent.process)
+        process = forked(event, None if parent is None else parent.process)
         if event.exec_id in self._images or self._before(process) is not None:
             self._ledger.count(PLACE, "dropped: told twice")
             return []
@@ -193,7 +190,7 @@ class ProcessTable:
             self._ledger.count(PLACE, "gap: exec lost")
         if before is not None:
             origin = _after(before, process)
-            process = _executed(process, before.process, first=before.forked_only and before is previous)
+            process = executed(process, before.process, first=before.forked_only and before is previous)
         else:
             # Where another program ran before in this process and was not seen, it is the parent all the same.
             rerun = event.previous_is_fork is False
@@ -256,7 +253,7 @@ class ProcessTable:
                 origin = self._told_origin(process, event.parent_exec_id, event.parent)
             else:
                 origin = _after(before, process)
-                process = _executed(process, before.process, first=False)
+                process = executed(process, before.process, first=False)
                 self._ledger.count(PLACE, "gap: exec lost")
                 happenings += self._replace(before, event.time_unix_ns, event.observed_unix_ns)
             happenings += self._take_pid(process, event.time_unix_ns)
@@ -268,7 +265,7 @@ class ProcessTable:
         else:
             self._ledger.count(PLACE, "told: exit")
             self._settle(image)
-            image.process = _at_exit(image, event.process)
+            image.process = at_exit(image, event.process)
         return happenings + self._end(image, "exit", event.time_unix_ns, event.observed_unix_ns, event)
 
     def _discovered(self, event: Discovered) -> list[Happening]:
@@ -282,7 +279,7 @@ class ProcessTable:
             origin = self._told_origin(process, event.parent_exec_id, None)
         else:
             origin = _after(before, process)
-            process = _executed(process, before.process, first=False)
+            process = executed(process, before.process, first=False)
             self._ledger.count(PLACE, "gap: exec lost")
             happenings += self._replace(before, event.time_unix_ns, event.observed_unix_ns)
         happenings += self._take_pid(process, event.time_unix_ns)
@@ -346,7 +343,7 @@ class ProcessTable:
         parent = origin.parent
         if parent is not None:
             self._have_child(parent)
-            image.process = _contained(image.process, parent.process)
+            image.process = contained(image.process, parent.process)
         _know_parent(image, parent, origin.parent_exec_id)
         replaces = parent is not None and parent is origin.before
         reason = entry_reason(
@@ -577,84 +574,3 @@ def _event_process(event: Fork | Exec) -> tuple[_Key, int | None]:
     if isinstance(event, Fork):
         return (event.node, event.pid), event.boot_start_ns
     return _process_key(event.process)
-
-
-def _forked(event: Fork, parent: Process | None) -> Process:
-    """What a fork runs: its parent's program."""
-    own: dict[str, Any] = {
-        "exec_id": event.exec_id,
-        "pid": event.pid,
-        "start_unix_ns": event.time_unix_ns if event.creation_unix_ns is None else event.creation_unix_ns,
-        "creation_unix_ns": event.creation_unix_ns,
-        "boot_start_ns": event.boot_start_ns,
-        "parent_pid": event.parent_pid or None,
-        "vpid": event.vpid,
-        "session_id": event.session_id,
-        "tty": event.tty,
-        "uid": event.uid,
-        "gid": event.gid,
-        "euid": event.euid,
-        "egid": event.egid,
-        "auid": event.auid,
-        "node": event.node,
-        "kernel_thread": False,
-    }
-    if parent is None or parent.kernel_thread:
-        return Process(binary="", name=event.name, flags=("clone",), **own)
-    return replace(parent, flags=_cloned(parent.flags), **own)
-
-
-@lru_cache(maxsize=64)
-def _cloned(flags: tuple[str, ...]) -> tuple[str, ...]:
-    return ("clone", *(flag for flag in flags if flag not in _HOW_IT_BEGAN))
-
-
-def _executed(process: Process, before: Process, *, first: bool) -> Process:
-    """`process` with what is known better from the image before: whose child it is, and how it began.
-
-    The event itself tells the parent at the moment of the exec, which is a reaper's where the parent has gone.
-    """
-    changes: dict[str, Any] = {}
-    if before.parent_pid is not None and process.parent_pid != before.parent_pid:
-        changes["parent_pid"] = before.parent_pid
-    if ("clone" in process.flags) != first and process.boot_start_ns is not None:
-        rest = tuple(flag for flag in process.flags if flag not in _HOW_IT_BEGAN)
-        changes["flags"] = ("execve", "clone", *rest) if first else ("execve", *rest)
-    if process.cgroup is None and process.boot_start_ns is not None and before.container_id is not None:
-        changes.update(container_id=before.container_id, container=before.container, pod_uid=before.pod_uid)
-    return replace(process, **changes) if changes else process
-
-
-def _contained(process: Process, parent: Process) -> Process:
-    """`process` in its parent's container, where the kernel did not tell its cgroup (an exit does not)."""
-    if process.cgroup is not None or process.boot_start_ns is None or parent.container_id is None:
-        return process
-    return replace(process, container_id=parent.container_id, container=parent.container, pod_uid=parent.pod_uid)
-
-
-def _at_exit(image: Image, last: Process | None) -> Process:
-    """The process of an image at its end: what a fork became in the meantime, and metadata that came late."""
-    process = image.process
-    if last is None:
-        return process
-    if image.forked_only and last.boot_start_ns is not None:
-        return replace(
-            process,
-            session_id=last.session_id,
-            tty=last.tty,
-            uid=last.uid,
-            gid=last.gid,
-            euid=last.euid,
-            egid=last.egid,
-            auid=last.auid,
-        )
-    if process.pod is None and last.pod is not None:
-        return replace(
-            process,
-            pod=last.pod,
-            pod_uid=last.pod_uid,
-            container=last.container,
-            container_id=last.container_id,
-            vpid=last.vpid,
-        )
-    return process
