@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otel_procmon.convert.records import Record
+
+
+# Outcomes in the ledger that more than one way out has.
+EXPORTED: Final = "exported"
+QUEUE_FULL: Final = "lost: queue full"
+NOT_IN_TIME: Final = "lost: not sent before the end"
+EXPORT_FAILED: Final = "lost: export failed"
+NOT_ENCODABLE: Final = "lost: cannot be encoded"
 
 
 class DeliveryError(Exception):

@@ -8,8 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_procmon.convert.records import LogRecord, Span
-from otel_procmon.deliver.delivery import DeliveryError
-from otel_procmon.deliver.lane import EXPORT_FAILED, EXPORTED, NOT_ENCODABLE, NOT_IN_TIME
+from otel_procmon.deliver.delivery import EXPORT_FAILED, EXPORTED, NOT_ENCODABLE, NOT_IN_TIME, DeliveryError
 from otel_procmon.encode.otlp_json import encode_logs, encode_spans
 
 if TYPE_CHECKING:

@@ -5,11 +5,13 @@ Every record that enters is settled once, in the ledger: exported, or lost for a
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from otel_procmon.deliver.delivery import EXPORT_FAILED, EXPORTED, NOT_ENCODABLE, NOT_IN_TIME, QUEUE_FULL
+from otel_procmon.teller import Teller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,18 +20,8 @@ if TYPE_CHECKING:
     from otel_procmon.deliver.settings import Batching
     from otel_procmon.ledger import Ledger
 
-EXPORTED: Final = "exported"
-QUEUE_FULL: Final = "lost: queue full"
-EXPORT_FAILED: Final = "lost: export failed"
-NOT_ENCODABLE: Final = "lost: cannot be encoded"
-NOT_IN_TIME: Final = "lost: not sent before the end"
-
 MOST_BATCH_BYTES: Final = 2 * 1024 * 1024
 """Receivers of gRPC take 4 MiB a message by default. The size of a record is estimated by its strings."""
-
-_TELL_EVERY_S: Final = 60.0
-
-_log = logging.getLogger(__name__)
 
 
 class Sent(NamedTuple):
@@ -72,7 +64,6 @@ class Lane:
         self._interrupt = interrupt
         self._batching = batching
         self._ledger = ledger
-        self._clock = clock
         self._grace_s = grace_s
         self._queue: deque[Record] = deque()
         self._changed = threading.Condition()
@@ -83,8 +74,7 @@ class Lane:
         self._ending = False
         self._abandoned = False
         self._shut_down = False
-        self._told_at: float | None = None
-        self._untold = 0
+        self._teller = Teller(place, clock)
         self._thread = threading.Thread(target=self._work, name=f"otel-procmon {place}", daemon=True)
         self._thread.start()
 
@@ -197,17 +187,11 @@ class Lane:
         return self._ending or self._settled < self._flush_to or len(self._queue) >= self._batching.batch_size
 
     def _tell(self, sent: Sent) -> None:
-        """Say trouble in words, at most once a minute, and its end."""
-        now = self._clock()
-        if sent.trouble is None:
-            if self._told_at is not None and sent.exported:
-                _log.warning("%s: sending works again", self._place)
-                self._told_at, self._untold = None, 0
-            return
-        self._untold += sent.failed + sent.not_encodable
-        if self._told_at is None or now - self._told_at >= _TELL_EVERY_S:
-            _log.error("%s: %s; %d records were lost", self._place, sent.trouble, self._untold)
-            self._told_at, self._untold = now, 0
+        """Say trouble in words, and its end."""
+        if sent.trouble is not None:
+            self._teller.trouble(sent.trouble, sent.failed + sent.not_encodable)
+        elif sent.exported:
+            self._teller.works()
 
 
 def _estimate(record: Record) -> int:

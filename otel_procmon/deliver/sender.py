@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from otel_procmon.deliver.batch import Accepted, Batch, Outcome, Refused, TooLarge, Transport, Unavailable
+from otel_procmon.deliver.delivery import EXPORTED, NOT_IN_TIME, QUEUE_FULL
 from otel_procmon.deliver.split import split
 from otel_procmon.encode.otlp import OtlpEncoder, encode_request
 from otel_procmon.teller import Teller
@@ -30,12 +31,9 @@ if TYPE_CHECKING:
     from otel_procmon.deliver.spool import Spool
     from otel_procmon.ledger import Ledger
 
-EXPORTED: Final = "exported"
 REJECTED: Final = "lost: rejected by the receiver"
 REFUSED: Final = "lost: refused by the receiver"
 TOO_LARGE: Final = "lost: larger than the receiver takes"
-QUEUE_FULL: Final = "lost: queue full"
-NOT_IN_TIME: Final = "lost: not sent before the end"
 
 MOST_BATCH_BYTES: Final = 1024 * 1024
 """A quarter of the 4 MiB that receivers of gRPC take by default; larger ones save nothing that can be measured."""

@@ -30,8 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_procmon.deliver.batch import Batch
-from otel_procmon.deliver.delivery import DeliveryError
-from otel_procmon.deliver.lane import NOT_IN_TIME
+from otel_procmon.deliver.delivery import NOT_IN_TIME, DeliveryError
 from otel_procmon.teller import Teller
 
 if TYPE_CHECKING:

@@ -129,7 +129,8 @@ def test_receiver_that_is_away_for_a_while(protocol: Protocol, roomy: tuple[str,
     for place, each in PLACES.items():
         assert ledger[place] == {"exported": each * units}
         assert f"{place}: sending works again" in agent.stderr
-    assert agent.stderr.count("cannot reach") + agent.stderr.count("closed the connection") == len(PLACES)
+    told = agent.stderr.count("cannot reach") + agent.stderr.count("closed the connection")
+    assert len(PLACES) <= told <= len(PLACES) * (1 + OUTAGE_SECONDS // 60), "once a minute"
     assert "nothing is lost yet" in agent.stderr
     assert sum(spooled(spool).values()) == 0
     assert len(before.logs) + len(after.logs) >= ledger["delivery.logs"]["exported"]

@@ -27,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from otel_procmon.deliver import spool as module
 from otel_procmon.deliver.batch import Batch
-from otel_procmon.deliver.lane import NOT_IN_TIME
+from otel_procmon.deliver.delivery import NOT_IN_TIME
 from otel_procmon.deliver.spool import (
     FOUND,
     NOT_WRITTEN,
@@ -811,6 +811,7 @@ def test_many_threads(open_spool: Open, ledger: Ledger) -> None:
 APPEND_FOR_EVER = """
 import os, pathlib, random, sys
 from otel_procmon.deliver.batch import Batch
+from otel_procmon.deliver.delivery import NOT_IN_TIME
 from otel_procmon.deliver.spool import Spool
 from otel_procmon.ledger import Ledger
 spool = Spool(pathlib.Path(sys.argv[1]), 1 << 40, Ledger())
