@@ -1,11 +1,12 @@
-"""What watching costs while it happens, ours and what others offer: nothing, ours, bpftrace, execsnoop, auditd in turn.
+"""What watching costs while it happens: no tracer, ours, bpftrace, execsnoop with exitsnoop, in turn; then auditd.
 
     python benchmarks/live.py [--rounds N] [--execs N] [--storm-seconds N] [--million N] [--only PART]   (as root)
 
 The load runs on one core, the tracer on the other: short programs started as fast as that core can (`burst` of the
 kernel tests' torture program), and a script like those that autoconf makes. Ours sends OTLP over gRPC to a receiver
-that does nothing, on the tracer's core; the others write text into a file, by one line for each exec and each exit.
-A tool that is not installed, or that this machine does not let work, is left out, and the results say why.
+that does nothing, on the tracer's core; the others write text into a file, one line for each exec and each exit, but
+auditd, of which only execs are asked, several for each. A tool that is not installed, or that this machine does not let
+work, is left out, and the results say why.
 """
 
 from __future__ import annotations
@@ -52,8 +53,26 @@ BPFTRACE = """\
 tracepoint:syscalls:sys_enter_execve { printf("exec %d ", pid); join(args->argv); }
 tracepoint:sched:sched_process_exit /pid == tid/ { printf("exit %d %s\\n", pid, comm); }
 """
+AUDITD = """\
+local_events = yes
+write_logs = yes
+log_file = {log}
+log_group = root
+log_format = RAW
+flush = INCREMENTAL_ASYNC
+freq = 50
+max_log_file = 8
+max_log_file_action = IGNORE
+space_left = 75
+space_left_action = IGNORE
+admin_space_left = 50
+admin_space_left_action = IGNORE
+"""
+AUDIT_RULE = ("always,exit", "-F", "arch=b64", "-S", "execve", "-S", "execveat", "-k", "procmon-benchmark")
 BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 START_S, SETTLE_S, QUIET_S = 30.0, 60.0, 1.0
+BUSY = 0.1
+"""Of a core: what a tracer takes that has something to do."""
 
 
 class Load(NamedTuple):
@@ -71,13 +90,16 @@ class Load(NamedTuple):
 class Tracer:
     """A tool that watches: its processes, and where it writes."""
 
-    def __init__(self, processes: Sequence[subprocess.Popen[bytes]], output: Path, stderr: Path) -> None:
+    def __init__(self, name: str, processes: Sequence[subprocess.Popen[bytes]], output: Path, stderr: Path) -> None:
+        self.name = name
         self.processes = processes
         self._output = output
         self._stderr = stderr
+        # A thread of the kernel's works for auditd only.
+        self._helpers = kernel_threads("kauditd") if name == "auditd" else []
 
     def cpu_s(self) -> float:
-        return sum(cpu_seconds(process.pid) for process in self.processes)
+        return sum(map(cpu_seconds, [*(process.pid for process in self.processes), *self._helpers]))
 
     def bpf(self) -> dict[int, tuple[int, int]]:
         """Of each of its BPF programs: how long it ran, in nanoseconds, and how often."""
@@ -91,9 +113,10 @@ class Tracer:
         return found
 
     def lines(self, word: bytes = b"") -> int:
-        """How many lines with `word` it has written; one for each event, of those where the word is in the arguments
-        as well as the name."""
-        return sum(word in line for line in self._output.read_bytes().split(b"\n"))
+        """How many events of programs with `word` in their name it has told of."""
+        lines = self._output.read_bytes().split(b"\n")
+        # Of an exec auditd writes several lines.
+        return sum(word in line and (self.name != "auditd" or line.startswith(b"type=EXECVE")) for line in lines)
 
     def progress(self) -> float:
         """Grows while it works."""
@@ -106,14 +129,14 @@ class Tracer:
         """Wait until it has nothing more to do."""
         deadline = time.monotonic() + SETTLE_S
         before = -1.0
-        while time.monotonic() < deadline and (now := self.progress()) > before + 0.02 * QUIET_S:
+        while time.monotonic() < deadline and (now := self.progress()) > before + BUSY * QUIET_S:
             before = now
             time.sleep(QUIET_S)
 
     def stop(self) -> None:
         for process in self.processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM if self.name == "auditd" else signal.SIGINT)
         for process in self.processes:
             try:
                 process.wait(SETTLE_S)
@@ -134,12 +157,18 @@ def tracer(name: str, directory: Path, to: Receiver) -> Iterator[Tracer | None]:
         return
     output, stderr = directory / "output", directory / "stderr"
     output.unlink(missing_ok=True)
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+    environment = {**os.environ, "LC_ALL": "C"}
     commands = {
         "ours": [[sys.executable, "-m", "otel_procmon", "run", "--spool", str(directory / "spool")]],
         "bpftrace": [["bpftrace", "-e", BPFTRACE]],
         "execsnoop+exitsnoop": [["execsnoop"], ["exitsnoop"]],
+        "auditd": [["auditd", "-n", "-c", str(directory)]],
     }[name]
+    log = output
+    if name == "auditd":
+        log = directory / "audit.log"
+        log.unlink(missing_ok=True)
+        (directory / "auditd.conf").write_text(AUDITD.format(log=log))
     if name == "ours":
         environment = to.environment()
     with output.open("wb") as out, stderr.open("wb") as err:
@@ -149,12 +178,19 @@ def tracer(name: str, directory: Path, to: Receiver) -> Iterator[Tracer | None]:
             )
             for command in commands
         ]
-    running = Tracer(processes, output, stderr)
+    running = Tracer(name, processes, log, stderr)
     try:
+        if name == "auditd":
+            auditctl("-b", "8192")
+            auditctl("-a", *AUDIT_RULE)
         wait_until_ready(name, running)
         yield running
     finally:
+        if name == "auditd":
+            auditctl("-d", *AUDIT_RULE)
         running.stop()
+        if name == "auditd":
+            auditctl("-e", "0")
 
 
 def wait_until_ready(name: str, running: Tracer) -> None:
@@ -168,8 +204,9 @@ def wait_until_ready(name: str, running: Tracer) -> None:
                 break
         else:
             subprocess.run(["/bin/true"], check=True)
-            if running.lines() >= 4 * len(running.processes):
-                break
+            with suppress(FileNotFoundError):
+                if running.lines() >= 4 * len(running.processes):
+                    break
         time.sleep(0.2)
     # What was found at the start is told by now.
     time.sleep(2)
@@ -232,7 +269,9 @@ def watched(load: Load, name: str, directory: Path, to: Receiver) -> tuple[Cost,
         told = sum(number for place, number in ledger.items() if re.match(r"lineage: told: ex(ec|it)", place))
         captured: float | None = (told + kernel_threads) / made
     elif load.execs:
-        captured = (running.lines(load.program) - began_lines) / (2 * load.execs)
+        told = running.lines(load.program) - began_lines
+        # Only execs are asked of auditd.
+        captured = told / (load.execs if name == "auditd" else 2 * load.execs)
     else:
         captured = None
     return Cost(wall, cpu, tracer_s, bpf, captured, memory), ledger
@@ -286,7 +325,7 @@ def compare(load: Load, names: Sequence[str], rounds: int, directory: Path, to: 
             for key, value in values.items():
                 found[name].setdefault(key, []).append(value)
     with bpf_stats():
-        for name in names:
+        for name in [name for name in names if name != "auditd"]:
             for _ in range(min(rounds, 3)):
                 cost, _ = watched(load, name, directory, to)
                 total_ns = sum(time_ns for time_ns, _ in cost.bpf.values())
@@ -367,13 +406,33 @@ def storm(tiny: Load, seconds: float, million: int, to: Receiver, directory: Pat
     }
 
 
-def audit() -> str:
-    """Why auditd is not among the tracers."""
+def auditctl(*arguments: str) -> str:
+    """What auditctl says."""
+    done = subprocess.run(["auditctl", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def no_auditd() -> str | None:
+    """Why auditd cannot be measured; None if it can."""
     if shutil.which("auditctl") is None or shutil.which("auditd") is None:
         return "not installed"
-    return "not measured"
+    status = auditctl("-s")
+    if re.search(r"enabled 0$", status, re.MULTILINE) is None:
+        return f"the kernel's audit is in use already, or cannot be: {status.strip()}"
+    return None
 
 
+def kernel_threads(name: str) -> list[int]:
+    """Their pids."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):
+            if comm.read_text().strip() == name:
+                found.append(int(comm.parent.name))
+    return found
+
+
+PARTS = ("burst", "configure", "storm", "auditd")
 COLUMNS = (
     ("wall ratio", "wall_ratio", 2),
     ("added µs/exec", "added_us_per_exec", 1),
@@ -395,7 +454,8 @@ def table(result: dict[str, Any]) -> str:
             rows.append([name, *(shown(values[key], digits) if key in values else "-" for _, key, digits in COLUMNS)])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines += ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        lines.append(f"  ours lost: {one['ours_lost'] or 'nothing'}")
+        if "ours" in one["tracers"]:
+            lines.append(f"  ours lost: {one['ours_lost'] or 'nothing'}")
     if "storm" in result:
         one = result["storm"]
         lines.append(
@@ -431,11 +491,11 @@ def main() -> None:
     parser.add_argument("--checks", type=int, default=150, help="of the configure-like script")
     parser.add_argument("--storm-seconds", type=float, default=60)
     parser.add_argument("--million", type=int, default=1_000_000, help="processes until memory is looked at again")
-    parser.add_argument("--only", choices=("burst", "configure", "storm"), action="append")
+    parser.add_argument("--only", choices=PARTS, action="append")
     options = parser.parse_args()
     in_own_mounts()
-    only = options.only or ("burst", "configure", "storm")
-    left_out = {"auditd": audit()}
+    only = options.only or PARTS
+    left_out = {}
     names = ["ours"]
     for name, program in (("bpftrace", "bpftrace"), ("execsnoop+exitsnoop", "execsnoop")):
         if shutil.which(program):
@@ -461,6 +521,13 @@ def main() -> None:
                     result["loads"][load.name] = compare(load, names, options.rounds, scratch, to)
             if "storm" in only:
                 result["storm"] = storm(burst, options.storm_seconds, options.million, to, scratch)
+            if "auditd" in only:
+                # Last: once it was enabled, the kernel does more at every system call until the next boot.
+                why = no_auditd()
+                if why is None:
+                    result["loads"]["burst, auditd"] = compare(burst, ["auditd"], options.rounds, scratch, to)
+                else:
+                    left_out["auditd"] = why
     save(options.json, "live", result)
     print(table(result))
 
