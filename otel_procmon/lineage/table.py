@@ -42,6 +42,10 @@ _SWEEPS_UNTIL_LOST: Final = 2
 """A process that is just ending is in no list of tasks any more, and its exit may not be written yet."""
 
 
+_ENDED_MAX: Final = 8192
+"""Most images that are kept in their grace period. Where as many end within ten seconds, the kernel is the source, and
+that gives events in their order but for microseconds; to keep all of a storm would take 150 MB."""
+
 _Key = tuple[str | None, int]
 
 
@@ -421,7 +425,7 @@ class ProcessTable:
             # Whoever wrote the events left out the exit on purpose, as he left out the exec. Those that it started may
             # still name it.
             self._not_running(image)
-            self._ended.append((at_unix_ns + self._options.grace_ns, image))
+            self._keep_for_a_while(image, at_unix_ns)
             return []
         self._ledger.count(PLACE, "gap: exit lost")
         return self._end(image, "lost", at_unix_ns, observed_unix_ns, None)
@@ -443,8 +447,14 @@ class ProcessTable:
         image.end_unix_ns = at_unix_ns
         happenings.append(Ended(image, event, observed_unix_ns))
         self._not_running(image)
-        self._ended.append((at_unix_ns + self._options.grace_ns, image))
+        self._keep_for_a_while(image, at_unix_ns)
         return happenings
+
+    def _keep_for_a_while(self, image: Image, ended_unix_ns: int) -> None:
+        """Events that come late, or in another order, may still name what has ended."""
+        self._ended.append((ended_unix_ns + self._options.grace_ns, image))
+        if len(self._ended) > _ENDED_MAX:
+            self._forget(self._ended.popleft()[1])
 
     def _refer(self, image: Image, now_unix_ns: int) -> list[Happening]:
         """A span of `image` is about to leave: opens the parent that it names, if that lives long already."""
