@@ -1,7 +1,8 @@
 """The reading end of the BPF ring buffer, by its memory map.
 
 Layout and protocol: kernel/bpf/ringbuf.c. One page that the consumer writes its position to, one that the producers
-have theirs in, then the data, mapped twice in a row so that a record which goes over the end can be read in one piece.
+have theirs in, then the data. They could be mapped twice in a row, so that a record which goes over the end is in one
+piece; but all that is mapped counts as this process's memory.
 A record has a header of 8 bytes: its length, with a bit while it is being written and one if it was discarded.
 
 Reading and committing are two steps here (libbpf's reader does both at once): until `commit`, the kernel keeps the
@@ -39,7 +40,7 @@ class RingReader:
 
     def __init__(self, map_fd: int, size: int) -> None:
         self._consumer = mmap.mmap(map_fd, _PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._producer = mmap.mmap(map_fd, _PAGE + 2 * size, prot=mmap.PROT_READ, offset=_PAGE)
+        self._producer = mmap.mmap(map_fd, _PAGE + size, prot=mmap.PROT_READ, offset=_PAGE)
         self._size = size
         self._position: int = _POSITION.unpack_from(self._consumer)[0]
         self._committed: int = self._position
@@ -82,6 +83,7 @@ class RingReader:
         with self._barrier:
             pass
         data, mask, position = self._producer, self._size - 1, self._position
+        limit_at = _PAGE + self._size
         records: list[bytes] = []
         while position < end and len(records) < limit:
             at = _PAGE + (position & mask)
@@ -91,7 +93,9 @@ class RingReader:
             size = length & ~_DISCARDED
             if size == length:
                 begin = at + _HEADER_BYTES
-                records.append(data[begin : begin + size])
+                over = begin + size - limit_at
+                record = data[begin : begin + size]
+                records.append(record if over <= 0 else record + data[_PAGE : _PAGE + over])
             position += (size + _HEADER_BYTES + 7) & ~7
         if position != self._position:
             self._position = position
