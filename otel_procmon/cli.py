@@ -294,6 +294,8 @@ def _source(options: argparse.Namespace, config: Config) -> tuple[str, str]:
         raise UsageError(f"{config.source!r} is no source; use {_SOURCES}")
     if options.record is not None and kind != "ebpf":
         raise UsageError("--record writes the kernel's records, so it goes with --source ebpf only")
+    if options.pin and kind != "ebpf":
+        raise UsageError("--pin leaves programs in the kernel, so it goes with --source ebpf only")
     return kind, path
 
 

@@ -355,6 +355,12 @@ def test_record_without_the_kernel(otel_procmon: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+def test_pin_without_the_kernel(otel_procmon: Run) -> None:
+    done = otel_procmon("run", "--source", "tetragon:-", "--pin")
+    assert done.code == 2
+    assert "--pin leaves programs in the kernel, so it goes with --source ebpf only" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
