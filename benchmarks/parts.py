@@ -37,7 +37,7 @@ class Receiver:
         self._port = port
         self.pid = process.pid
 
-    def environment(self, *, compression: str = "none") -> dict[str, str]:
+    def environment(self, *, compression: str = "none", metrics: bool = False) -> dict[str, str]:
         """For what is to send to it: this process's environment without what is OpenTelemetry's, and where to send."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
         if compression != "none":
@@ -47,8 +47,8 @@ class Receiver:
             **kept,
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self._port}",
             "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc" if self._protocol == "grpc" else "http/protobuf",
-            # The agent's own metrics are no record, and would be counted as requests.
-            "OTEL_METRICS_EXPORTER": "none",
+            # The agent's own. A receiver that keeps what it gets takes all that is no log for traces.
+            "OTEL_METRICS_EXPORTER": "otlp" if metrics else "none",
             "NO_PROXY": "127.0.0.1",
         }
 
