@@ -69,8 +69,11 @@ def environment(port: int, protocol: str = "http/protobuf", **more: str) -> dict
 
 @pytest.fixture
 def roomy(tmp_path: Path) -> tuple[str, str]:
-    """Arguments for an agent that loses nothing, whatever else happens on this machine meanwhile."""
-    return "--config", configuration(tmp_path, "capture: {ring: 64MiB}\n")
+    """Arguments for an agent that loses nothing, whatever else happens on this machine meanwhile.
+
+    A pinned ring is held back for the next agent only while less than half of it is taken.
+    """
+    return "--config", configuration(tmp_path, "capture: {ring: 256MiB}\n")
 
 
 def spooled(spool: Path) -> dict[str, int]:
@@ -319,9 +322,11 @@ def test_pinned_programs_outlive_agents_that_are_killed(
     assert (done.returncode, done.stderr) == (0, "otel-procmon: nothing was pinned\n")
 
 
-def test_what_happens_between_two_agents_is_told_by_the_second(bpffs: Path, tmp_path: Path) -> None:
+def test_what_happens_between_two_agents_is_told_by_the_second(
+    bpffs: Path, roomy: tuple[str, str], tmp_path: Path
+) -> None:
     with load(tmp_path / "load") as made:
-        options = ("run", "--pin", "-o", f"otlp-json:{tmp_path / 'told.jsonl'}")
+        options = ("run", "--pin", *roomy, "-o", f"otlp-json:{tmp_path / 'told.jsonl'}")
         with run_command(tmp_path, *options, through=seeing(bpffs)) as first:
             made.run(UNITS)
         assert "going on" not in first.stderr
@@ -443,9 +448,10 @@ def said(agent: Agent, words: str) -> list[str]:
 @contextmanager
 def delivering(tmp_path: Path, env: dict[str, str]) -> Iterator[Agent]:
     """An agent that has `UNITS` to tell of, and must have an exact account of them in the end."""
+    roomy = ("--config", configuration(tmp_path, "capture: {ring: 256MiB}\n"))
     with (
         load(tmp_path / "load") as made,
-        run_command(tmp_path, "run", "--spool", str(tmp_path / "spool"), *made.filter, env=env) as agent,
+        run_command(tmp_path, "run", "--spool", str(tmp_path / "spool"), *made.filter, *roomy, env=env) as agent,
     ):
         made.run(UNITS)
         yield agent
@@ -656,12 +662,12 @@ def away(port: int) -> dict[str, str]:
     return environment(port, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="8", OTEL_BLRP_MAX_EXPORT_BATCH_SIZE="8")
 
 
-def test_spool_on_a_disk_that_cannot_be_written(disk: Path, tmp_path: Path) -> None:
+def test_spool_on_a_disk_that_cannot_be_written(disk: Path, roomy: tuple[str, str], tmp_path: Path) -> None:
     with ExitStack() as stack:
         port = stack.enter_context(refusing_port())
         made = stack.enter_context(load(tmp_path / "load"))
         spool = disk / "spool"
-        options = ("run", "--spool", str(spool), *made.filter)
+        options = ("run", "--spool", str(spool), *made.filter, *roomy)
         with run_command(tmp_path, *options, env=away(port)) as agent:
             made.run(UNITS)
             agent.wait_until(lambda: min(spooled(spool).values()) > 0, "it waited on disk")
@@ -694,12 +700,12 @@ def test_spool_on_a_disk_that_cannot_be_written_from_the_start(disk: Path, tmp_p
     ) in str(failed.value)
 
 
-def test_spool_on_a_disk_that_is_full(disk: Path, tmp_path: Path) -> None:
+def test_spool_on_a_disk_that_is_full(disk: Path, roomy: tuple[str, str], tmp_path: Path) -> None:
     spool = disk / "spool"
     with ExitStack() as stack:
         port = stack.enter_context(refusing_port())
         made = stack.enter_context(load(tmp_path / "load", rate=400))
-        options = ("run", "--spool", str(spool), *made.filter)
+        options = ("run", "--spool", str(spool), *made.filter, *roomy)
         with run_command(tmp_path, *options, env=away(port)) as agent:
             made.resume()
             agent.wait_until(lambda: "no space left" in agent.stderr, "it said that the disk is full")
@@ -715,13 +721,13 @@ def test_spool_on_a_disk_that_is_full(disk: Path, tmp_path: Path) -> None:
     assert not [path.name for path in spool.iterdir() if not re.fullmatch(r"\d+\.\w+\.\d+", path.name)]
 
 
-def test_spool_with_a_file_that_was_cut(tmp_path: Path) -> None:
+def test_spool_with_a_file_that_was_cut(roomy: tuple[str, str], tmp_path: Path) -> None:
     """And one that was overwritten: each costs itself."""
     spool = tmp_path / "spool"
     with ExitStack() as stack:
         port = stack.enter_context(refusing_port())
         made = stack.enter_context(load(tmp_path / "load"))
-        options = ("run", "--spool", str(spool), *made.filter)
+        options = ("run", "--spool", str(spool), *made.filter, *roomy)
         with run_command(tmp_path, *options, env=away(port)) as first:
             made.run(UNITS)
             expected = {place: each * UNITS for place, each in PLACES.items()}
