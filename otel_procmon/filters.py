@@ -59,6 +59,7 @@ class Filter:
         self._tests = tuple(tests)
         self._allow = tuple(allow)
         self._deny = tuple(deny)
+        self._nothing_asked = not (self._tests or self._allow or self._deny)
 
     @classmethod
     def of(
@@ -100,6 +101,8 @@ class Filter:
 
     def accepts(self, happening: Happening) -> bool:
         """Whether `happening` is to leave."""
+        if self._nothing_asked:
+            return True
         if not all(test(happening) for test in self._tests):
             return False
         if self._allow and not any(all(test(happening) for test in entry) for entry in self._allow):
