@@ -195,13 +195,13 @@ def _entry(entry: FilterEntry | Mapping[str, Any], list_name: str, number: int) 
         place = f"{entry.place}: {key}"
         if name in _NOT_DERIVABLE:
             raise FilterError(f"{place} cannot be evaluated here: {_NOT_DERIVABLE[name]}.")
-        if name not in _FIELDS and name != "health_check":
-            known = sorted([*_FIELDS, "health_check"])
+        if name not in _FIELDS and name not in _SWITCHES:
+            known = sorted([*_FIELDS, *_SWITCHES])
             raise FilterError(f"{place} is not a filter field; known are {', '.join(known)}.")
         if value is None:
             continue
-        if name == "health_check":
-            tests.append(_health_check(value, place))
+        if name in _SWITCHES:
+            tests.append(_SWITCHES[name](value, place))
             continue
         if not isinstance(value, list):
             raise FilterError(f"{place} must be a list.")
@@ -469,6 +469,8 @@ _FIELDS: Mapping[str, Callable[[Sequence[Any], str], Test]] = {
     "pod_regex": _pod_regex,
 }
 
+_SWITCHES: Mapping[str, Callable[[Any, str], Test]] = {"health_check": _health_check}
+"""Fields that are true or false, and no list."""
 _NOT_DERIVABLE = {
     "capabilities": "events do not carry capabilities",
     "cel_expression": "there is no evaluator for CEL",

@@ -32,8 +32,6 @@ class CgroupIdentity(NamedTuple):
     """With dashes. A static pod's is the hash of its file, 32 digits (annotation ``kubernetes.io/config.hash``)."""
 
 
-NO_CONTAINER = CgroupIdentity()
-
 _REMOVED = " (deleted)"
 """The kernel's addition in ``/proc/<pid>/cgroup`` when a cgroup was removed before its last process had gone."""
 
