@@ -28,6 +28,7 @@ from otel_procmon.config import Capture
 from otel_procmon.source import ebpf, libbpf
 from otel_procmon.source.errors import SourceError
 from otel_procmon.source.recording import Batch, Host, RecordingWriter
+from tests.kernel.truth.running import cannot_run
 from tests.unit.wire_records import BOOT_NS, exec_record, exit_record, fork_record
 
 if TYPE_CHECKING:
@@ -650,9 +651,9 @@ def test_user_who_may_not(otel_procmon: Run) -> None:
     try:
         libbpf.Library()
     except libbpf.LibbpfMissingError:
-        pytest.skip("libbpf is missing")
+        cannot_run("kernel", "libbpf is missing")
     if not ebpf.BTF.exists():
-        pytest.skip("this kernel has no BTF")
+        cannot_run("kernel", "this kernel has no BTF")
     compiled = ebpf.object_bytes()
 
     def become_nobody() -> None:

@@ -39,6 +39,7 @@ from otel_procmon.deliver.spool import (
     SpoolError,
 )
 from otel_procmon.ledger import Ledger
+from tests.kernel.truth.running import cannot_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -445,7 +446,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs", str(path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a file system cannot be mounted here")
+        cannot_run("kernel", "a file system cannot be mounted here")
     yield path
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
