@@ -22,10 +22,22 @@ class Container(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     name: str | None = None
     image_id: str | None = None
     image_name: str | None = None
+    image_repo_digests: tuple[str, ...] = ()
+    """``name@sha256:…``, under which registries have the image."""
+    restart_count: int | None = None
+    """How often Kubernetes has started this container of the pod anew."""
     start_time: str | None = None
     """RFC 3339, as the source wrote it."""
     maybe_exec_probe: bool = False
     """Tetragon takes what runs for one of the container's exec probes."""
+
+
+class Owner(msgspec.Struct, frozen=True, gc=False):
+    """What a pod was made by, or what that was made by."""
+
+    kind: str
+    """As Kubernetes writes it: ReplicaSet, DaemonSet, Job, …"""
+    name: str
 
 
 class Pod(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +46,11 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str | None = None
     name: str | None = None
     uid: str | None = None
+    ip: str | None = None
+    start_time: str | None = None
+    """When the node took it on, RFC 3339."""
+    owners: tuple[Owner, ...] = ()
+    """Controllers, the nearest first: a ReplicaSet, then its Deployment; a Job, then its CronJob."""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     workload: str | None = None
