@@ -111,8 +111,14 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     pod: Pod | None = None
     pod_uid: str | None = None
     """From the cgroup path, where no metadata is known."""
+    metadata_incomplete: bool = False
+    """What is known of its container or pod did not come in time."""
     node: str | None = None
     """The Kubernetes node, or the host."""
+    cluster_name: str | None = None
+    """The Kubernetes cluster, where the event tells it (Tetragon)."""
+    in_init_tree: bool | None = None
+    """As Tetragon tells it; where the source does not, lineage finds it out (`Image.in_init_tree`)."""
     kernel_thread: bool = False
     truncated: tuple[str, ...] = ()
     """Names of the fields that were cut."""

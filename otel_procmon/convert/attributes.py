@@ -185,6 +185,12 @@ PROCMON_EXECUTABLE_DELETED: Final = _procmon(
 PROCMON_TRUNCATED: Final = _procmon(
     "procmon.truncated", "string[]", "something was cut", "Names of the fields that were cut."
 )
+PROCMON_METADATA_INCOMPLETE: Final = _procmon(
+    "procmon.metadata.incomplete",
+    "boolean",
+    "it is so",
+    "What is known of the container or the pod had not come by the time when the record had to leave.",
+)
 PROCMON_EXIT_SIGNAL: Final = _procmon(
     "procmon.exit.signal", "string", "a signal ended the process", "The signal's name: SIGKILL, SIGRTMIN+3, …"
 )
@@ -245,7 +251,8 @@ SERVICE_NAME: Final = _resource(
     "stable",
     "always",
     "In Kubernetes by the conventions' order (annotation, labels when asked, workload, pod, container); of a container "
-    "without Kubernetes its name; else OTEL_SERVICE_NAME, or `otel-procmon`.",
+    "without Kubernetes its name; on the host the systemd service without `.service` and without a template's "
+    "instance; else OTEL_SERVICE_NAME, or `otel-procmon`.",
 )
 SERVICE_NAMESPACE: Final = _resource(
     "service.namespace", "string", "stable", "in a pod, or configured", "Annotation, or the pod's namespace."
@@ -296,20 +303,60 @@ CONTAINER_IMAGE_ID: Final = _resource(
     "container.image.id", "string", "development", "known", "The image's id, as the runtime gives it."
 )
 CONTAINER_IMAGE_REPO_DIGESTS: Final = _resource(
-    "container.image.repo_digests", "string[]", "stable", "the id is a repository digest", "Repository and digest."
+    "container.image.repo_digests", "string[]", "stable", "known", "Repository and digest."
+)
+K8S_CLUSTER_NAME: Final = _resource(
+    "k8s.cluster.name",
+    "string",
+    "stable",
+    "configured (`records.cluster_name`, OTEL_RESOURCE_ATTRIBUTES), or in the event (Tetragon)",
+    "The cluster's name.",
+)
+K8S_CLUSTER_UID: Final = _resource(
+    "k8s.cluster.uid",
+    "string",
+    "stable",
+    "configured (`records.cluster_uid`, OTEL_RESOURCE_ATTRIBUTES)",
+    "The cluster's uid: by the conventions that of its namespace `kube-system`.",
 )
 K8S_NAMESPACE_NAME: Final = _resource("k8s.namespace.name", "string", "stable", "in a pod", "The pod's namespace.")
 K8S_POD_NAME: Final = _resource("k8s.pod.name", "string", "stable", "in a pod", "The pod's name.")
 K8S_POD_UID: Final = _resource(
     "k8s.pod.uid", "string", "stable", "in a pod, known", "The pod's uid, if need be from the cgroup path."
 )
+K8S_POD_IP: Final = _resource(
+    "k8s.pod.ip", "string", "stable", "in a pod, known", "The pod's first IP address; the node's with its network."
+)
+K8S_POD_START_TIME: Final = _resource(
+    "k8s.pod.start_time", "string", "stable", "in a pod, known", "When the node took the pod on, ISO 8601."
+)
 K8S_POD_LABEL: Final = _resource(
-    "k8s.pod.label.<key>", "string", "stable", "in a pod", "The pod's labels, empty ones included."
+    "k8s.pod.label.<key>",
+    "string",
+    "stable",
+    "in a pod, if `records.pod_labels` selects it",
+    "The pod's labels, empty ones included.",
+)
+K8S_POD_ANNOTATION: Final = _resource(
+    "k8s.pod.annotation.<key>",
+    "string",
+    "stable",
+    "in a pod, if `records.pod_annotations` selects it",
+    "The pod's annotations, empty ones included.",
 )
 K8S_CONTAINER_NAME: Final = _resource(
     "k8s.container.name", "string", "stable", "in a pod", "The container's name in the pod's specification."
 )
-K8S_NODE_NAME: Final = _resource("k8s.node.name", "string", "stable", "in a pod", "The node that the pod runs on.")
+K8S_CONTAINER_RESTART_COUNT: Final = _resource(
+    "k8s.container.restart_count",
+    "int",
+    "stable",
+    "in a pod, known",
+    "How often Kubernetes has restarted the container, up to this run of it.",
+)
+K8S_NODE_NAME: Final = _resource(
+    "k8s.node.name", "string", "stable", "in a pod; with NODE_NAME everywhere on the host", "The node."
+)
 K8S_DEPLOYMENT_NAME: Final = _resource(
     "k8s.deployment.name", "string", "stable", "the pod belongs to one", "The pod's Deployment."
 )
@@ -332,6 +379,20 @@ K8S_REPLICATIONCONTROLLER_NAME: Final = _resource(
     "development",
     "the pod belongs to one",
     "The pod's ReplicationController.",
+)
+PROCMON_SYSTEMD_UNIT: Final = _procmon(
+    "procmon.systemd.unit",
+    "string",
+    "in a systemd service, outside of containers",
+    "The service's whole name; of a user's service that of the user's manager (`user@1000.service`).",
+    ("resource",),
+)
+PROCMON_SYSTEMD_USER_UNIT: Final = _procmon(
+    "procmon.systemd.user_unit",
+    "string",
+    "in a user's systemd service",
+    "The whole name of the user's own service, which gives `service.name`. Users choose these names.",
+    ("resource",),
 )
 
 EVENT_EXEC: Final = "process.exec"
