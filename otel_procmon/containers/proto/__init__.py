@@ -1,0 +1,1 @@
+"""What is generated from .proto files: messages of the Container Runtime Interface."""
