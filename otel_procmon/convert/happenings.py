@@ -76,6 +76,7 @@ class Converter:
         self._remembered = remembered
         # The key is the image itself, which its entry thereby keeps alive, and no number that another could get.
         self._images: OrderedDict[Image, _Remembered] = OrderedDict()
+        self._commons: dict[tuple[Any, ...], Shared] = {}
 
     def convert(self, happening: Happening) -> list[Record]:
         """The records that tell of `happening`, in the order in which they should leave."""
@@ -187,7 +188,7 @@ class Converter:
         """Resource of an image, and the attributes that all of its records share."""
         known = self._images.get(image)
         if known is None or known.process is not image.process:
-            known = _Remembered(image.process, self._resources.of(image.process), (Shared(self._shared(image)),))
+            known = _Remembered(image.process, self._resources.of(image.process), self._shared(image))
             if image.long_arguments:
                 # So many bytes are not kept twice.
                 return known.resource, known.shared
@@ -197,8 +198,12 @@ class Converter:
             self._images.popitem(last=False)
         return known.resource, known.shared
 
-    def _shared(self, image: Image) -> Attributes:
-        """The attributes that tell what `image` runs, as whom, where, and where it comes from."""
+    def _shared(self, image: Image) -> tuple[Shared, ...]:
+        """The attributes that tell what `image` runs, as whom, where, and where it comes from.
+
+        A script that runs sed a thousand times differs in few of them: what it has in common with the others, and what
+        its siblings have in common, is converted and encoded once.
+        """
         process = image.process
         created = process.creation_unix_ns
         if created is None and image.forked_only:
@@ -212,38 +217,57 @@ class Converter:
             # The conventions advise against assembling this attribute. But one string is all that Tetragon tells, and
             # taking it apart would guess: an argument's own quotes are not escaped in it.
             command_line = f"{process.binary} {process.arguments}" if process.arguments else process.binary
-        # In the order of _SHARED.
-        values = (
+        own = (
             process.pid,
-            process.parent_pid,
             process.vpid,
+            argv,
+            command_line,
+            len(argv) if args_count is None and argv is not None else args_count,
+            None if created is None else format_rfc3339(_time(created)),
+            process.exec_id,
+        )
+        program = (
             process.session_id,
             executable_name(process),
             process.executable or process.binary,
             argv[0] if argv else None,
-            argv,
-            command_line,
-            len(argv) if args_count is None and argv is not None else args_count,
             process.cwd,
             process.euid,
             process.uid,
             self._name_of_user(process),
             process.tty,
-            None if created is None else format_rfc3339(_time(created)),
             process.cgroup,
-            process.exec_id,
             flags,
             process.auid,
             process.interpreter,
             process.executable_deleted or None,
             process.truncated,
             process.metadata_incomplete or None,
+        )
+        parent = (
+            process.parent_pid,
             image.parent_exec_id,
             image.parent_name,
             image.parent_binary,
             image.ancestors,
         )
-        return _known(zip(_SHARED, values, strict=True))
+        return (
+            self._common(_PROGRAM, program),
+            self._common(_PARENT, parent),
+            Shared(_known(zip(_OWN, own, strict=True))),
+        )
+
+    def _common(self, names_: tuple[str, ...], values: tuple[Any, ...]) -> Shared:
+        """Attributes that other images are likely to have as well, with the same values."""
+        # Of one name, all values are of one type: an int is not taken for a bool here.
+        shared = self._commons.get(values)
+        if shared is None:
+            shared = Shared(_known(zip(names_, values, strict=True)))
+            if len(self._commons) >= _COMMONS_MAX:
+                # What is in use comes back soon.
+                self._commons.clear()
+            self._commons[values] = shared
+        return shared
 
     def _name_of_user(self, process: Process) -> str | None:
         """The user's name, if the process sees the host's passwd file."""
@@ -267,36 +291,42 @@ class Converter:
         return encodable(line)
 
 
-_SHARED: Final = (
+# Attributes of `_shared`, in its order.
+_OWN: Final = (
     names.PROCESS_PID,
-    names.PROCESS_PARENT_PID,
     names.PROCESS_VPID,
+    names.PROCESS_COMMAND_ARGS,
+    names.PROCESS_COMMAND_LINE,
+    names.PROCESS_ARGS_COUNT,
+    names.PROCESS_CREATION_TIME,
+    names.PROCMON_EXEC_ID,
+)
+_PROGRAM: Final = (
     names.PROCESS_SESSION_LEADER_PID,
     names.PROCESS_EXECUTABLE_NAME,
     names.PROCESS_EXECUTABLE_PATH,
     names.PROCESS_COMMAND,
-    names.PROCESS_COMMAND_ARGS,
-    names.PROCESS_COMMAND_LINE,
-    names.PROCESS_ARGS_COUNT,
     names.PROCESS_WORKING_DIRECTORY,
     names.PROCESS_USER_ID,
     names.PROCESS_REAL_USER_ID,
     names.PROCESS_USER_NAME,
     names.PROCESS_INTERACTIVE,
-    names.PROCESS_CREATION_TIME,
     names.PROCESS_LINUX_CGROUP,
-    names.PROCMON_EXEC_ID,
     names.PROCMON_FLAGS,
     names.PROCMON_AUID,
     names.PROCMON_INTERPRETER,
     names.PROCMON_EXECUTABLE_DELETED,
     names.PROCMON_TRUNCATED,
     names.PROCMON_METADATA_INCOMPLETE,
+)
+_PARENT: Final = (
+    names.PROCESS_PARENT_PID,
     names.PROCMON_PARENT_EXEC_ID,
     names.PROCMON_PARENT_EXECUTABLE_NAME,
     names.PROCMON_PARENT_EXECUTABLE_PATH,
     names.PROCMON_ANCESTORS,
 )
+_COMMONS_MAX: Final = 4096
 _EXIT: Final = (
     names.PROCESS_EXIT_CODE,
     names.PROCMON_EXIT_SIGNAL,

@@ -26,16 +26,19 @@ class Resource(NamedTuple):
 
 
 class Shared:
-    """Attributes that several records have in common: of one image, or of one exit.
+    """Attributes that several records have in common: of one image, of one exit, or of many images.
 
     Each encoder keeps what it made of them here, so that they are encoded once for all of these records.
     """
 
-    __slots__ = ("attributes", "otlp", "otlp_json")
+    __slots__ = ("attributes", "otlp", "otlp_json", "otlp_log", "otlp_span")
 
     def __init__(self, attributes: Attributes) -> None:
         self.attributes = attributes
         self.otlp: list[bytes] | None = None
+        self.otlp_log: bytes | None = None
+        """The same as fields of a LogRecord, whose numbers are others than those of a Span."""
+        self.otlp_span: bytes | None = None
         self.otlp_json: bytes | None = None
 
 

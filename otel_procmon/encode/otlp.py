@@ -24,7 +24,7 @@ from otel_procmon.encode.otlp_json import SCOPE_NAME
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from otel_procmon.convert.records import AttributeValue, LogRecord, Record, Resource, Shared
+    from otel_procmon.convert.records import AttributeValue, LogRecord, Record, Resource
     from otel_procmon.ledger import Ledger
 
 PLACE: Final = "encode"
@@ -144,7 +144,6 @@ class OtlpEncoder:
             # There are three of them.
             if len(self._event_names) < _EVENT_NAMES_MAX:
                 self._event_names[record.event_name] = name
-        attributes = self._attributes(record.shared, record.attributes)
         parts = [
             _LOG_TIMES.pack(0x09, record.time_unix_ns, 0x59, record.observed_unix_ns),
             _SEVERITY[record.severity_number],
@@ -156,8 +155,14 @@ class OtlpEncoder:
             _sized(_STRING_VALUE + _sized(_utf8(record.body))),
             name,
         ]
-        if attributes:
-            parts += (_LOG_ATTRIBUTE, _LOG_ATTRIBUTE.join(attributes))
+        for part in record.shared:
+            if part.otlp_log is None:
+                if part.otlp is None:
+                    part.otlp = self._encoded(part.attributes)
+                part.otlp_log = _fields(_LOG_ATTRIBUTE, part.otlp)
+            parts.append(part.otlp_log)
+        if record.attributes:
+            parts.append(_fields(_LOG_ATTRIBUTE, self._encoded(record.attributes)))
         return b"".join(parts)
 
     def span(self, record: Span) -> bytes:
@@ -183,9 +188,14 @@ class OtlpEncoder:
         parts = [head, _SPAN_NAME, _sized(_utf8(record.name))]
         if record.parent_span_id is not None:
             parts += (_PARENT, record.parent_span_id)
-        attributes = self._attributes(record.shared, record.attributes)
-        if attributes:
-            parts += (_SPAN_ATTRIBUTE, _SPAN_ATTRIBUTE.join(attributes))
+        for part in record.shared:
+            if part.otlp_span is None:
+                if part.otlp is None:
+                    part.otlp = self._encoded(part.attributes)
+                part.otlp_span = _fields(_SPAN_ATTRIBUTE, part.otlp)
+            parts.append(part.otlp_span)
+        if record.attributes:
+            parts.append(_fields(_SPAN_ATTRIBUTE, self._encoded(record.attributes)))
         for link in record.links:
             content = _LINK.pack(0x0A, 16, link.trace_id, 0x12, 8, link.span_id, 0x35, _CONTEXT_HAS_IS_REMOTE)
             parts.append(_field(13, content))
@@ -198,22 +208,13 @@ class OtlpEncoder:
         if known is None:
             if len(self._resources) >= _RESOURCES_MAX:
                 self._resources.clear()
-            attributes = self._encoded(resource.attributes)
-            content = _RESOURCE_ATTRIBUTE + _RESOURCE_ATTRIBUTE.join(attributes) if attributes else b""
+            content = _fields(_RESOURCE_ATTRIBUTE, self._encoded(resource.attributes))
             # The entry keeps the Resource alive, and so its id from being another's.
             known = self._resources[id(resource)] = (resource, _field(1, content))
         return known[1]
 
-    def _attributes(self, shared: tuple[Shared, ...], own: Mapping[str, AttributeValue]) -> list[bytes]:
-        """KeyValue messages, each with its length before it."""
-        encoded = []
-        for part in shared:
-            if part.otlp is None:
-                part.otlp = self._encoded(part.attributes)
-            encoded += part.otlp
-        return encoded + self._encoded(own) if own else encoded
-
     def _encoded(self, attributes: Mapping[str, AttributeValue]) -> list[bytes]:
+        """KeyValue messages, each with its length before it."""
         result = []
         names_ = self._names
         for name, value in attributes.items():
@@ -253,6 +254,11 @@ class OtlpEncoder:
             self._remembered = 0
         values[value] = encoded
         self._remembered += 1
+
+
+def _fields(tag: bytes, attributes: list[bytes]) -> bytes:
+    """KeyValue messages as a repeated field, each after `tag`."""
+    return tag + tag.join(attributes) if attributes else b""
 
 
 class _Name(NamedTuple):
