@@ -136,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     selection.add_argument("--binary", action="append", metavar="REGEX", help="executable's path")
     selection.add_argument("--pid", action="append", type=_number, metavar="PID", help="process id")
     selection.add_argument("--uid", action="append", type=_number, metavar="UID", help="effective user id")
+    selection.add_argument("--container", action="append", metavar="REGEX", help="container's name")
     selection.add_argument("--container-id", action="append", metavar="ID", help="container id, or its beginning")
+    selection.add_argument("--label", action="append", metavar="SELECTOR", help="pod's labels: app=web,tier!=cache")
     selection.add_argument("--filter-file", metavar="FILE", help="Tetragon's export-allowlist and export-denylist")
 
     live = argparse.ArgumentParser(add_help=False)
@@ -198,7 +200,9 @@ def configure(options: argparse.Namespace) -> Config:
             ("binaries", options.binary),
             ("pids", options.pid),
             ("uids", options.uid),
+            ("containers", options.container),
             ("container_ids", options.container_id),
+            ("labels", options.label),
         )
         if values is not None
     }
@@ -277,7 +281,9 @@ def _filter(config: Config) -> Filter:
         binaries=filters.binaries,
         pids=filters.pids,
         uids=filters.uids,
+        containers=filters.containers,
         container_ids=filters.container_ids,
+        labels=filters.labels,
         allow=allow,
         deny=deny,
     )

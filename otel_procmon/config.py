@@ -51,7 +51,9 @@ class FilterOptions:
     binaries: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
     uids: tuple[int, ...] = ()
+    containers: tuple[str, ...] = ()
     container_ids: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     file: str | None = None
 
 
@@ -91,6 +93,11 @@ class RecordOptions:
 
     failed_exit_is_error: bool = True
     well_known_labels: bool = False
+    pod_labels: tuple[str, ...] = ("*",)
+    pod_annotations: tuple[str, ...] = ()
+    systemd_services: bool = True
+    cluster_name: str | None = None
+    cluster_uid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +280,12 @@ _FILE: Final = _Kind("the path of a file", _read_file, lambda value: value or "n
 _DIRECTORY: Final = _Kind("the path of a directory, or null", _read_file, lambda value: value or "null")
 _OUTPUTS: Final = _list(_read_filled, "a list of texts such as [otlp, compact], at least one", least=1)
 _NAMESPACES: Final = _list(_read_text, "a list of names such as [default, kube-system]; in quotes if like a number")
+_TEXT: Final = _Kind("a text, or null", _read_file, lambda value: value or "null")
+_KEYS: Final = _list(
+    _read_filled, "a list of keys such as ['app', 'app.kubernetes.io/*'], in which * stands for any characters"
+)._replace(write=lambda values: f"[{', '.join(map(repr, values))}]")
+"""In quotes, since ``*`` begins an alias in YAML."""
+_SELECTORS: Final = _list(_read_filled, "a list of label selectors, such as ['app=web,tier!=cache', 'org in (a, b)']")
 _CONTAINER_IDS: Final = _list(_read_filled, "a list of texts such as ['3f0c9a1e2b7d'], in quotes")
 _REGEXES: Final = _list(_read_text, "a list of regular expressions, such as ['^web-', '/sh$']")
 _NUMBERS: Final = _list(
@@ -350,7 +363,9 @@ _OPTIONS: Final = (
     _Option("filters", "binaries", _REGEXES, "Paths of what runs."),
     _Option("filters", "pids", _NUMBERS, "Process ids, in the initial pid namespace."),
     _Option("filters", "uids", _NUMBERS, "Effective user ids, in the initial user namespace."),
+    _Option("filters", "containers", _REGEXES, "Names of containers, in a pod those in its specification."),
     _Option("filters", "container_ids", _CONTAINER_IDS, "Container ids, or their beginnings."),
+    _Option("filters", "labels", _SELECTORS, "Labels of pods, as for `kubectl get pods --selector`."),
     _Option(
         "filters",
         "file",
@@ -440,6 +455,29 @@ _OPTIONS: Final = (
         _SWITCH,
         "Whether a pod's `app.kubernetes.io/` labels count for `service.name`, `service.version` and the like.",
     ),
+    _Option(
+        "records",
+        "pod_labels",
+        _KEYS,
+        "Which labels of a pod become `k8s.pod.label.<key>`. All, as in Tetragon: Kubernetes means them for selecting, "
+        "so they are short and no secrets.",
+    ),
+    _Option(
+        "records",
+        "pod_annotations",
+        _KEYS,
+        "Which annotations of a pod become `k8s.pod.annotation.<key>`, and `pod_annotations` in Tetragon's JSON. They "
+        "may be long and may hold secrets. (Those that begin with `resource.opentelemetry.io/` count in any case.)",
+    ),
+    _Option(
+        "records",
+        "systemd_services",
+        _SWITCH,
+        "Whether a process outside of containers has its systemd service as `service.name`: `nginx` for "
+        "`nginx.service`, `postgresql` for `postgresql@15-main.service`.",
+    ),
+    _Option("records", "cluster_name", _TEXT, "`k8s.cluster.name`, and `cluster_name` in Tetragon's JSON."),
+    _Option("records", "cluster_uid", _TEXT, "`k8s.cluster.uid`: by the conventions the uid of `kube-system`."),
     _Option(
         "delivery",
         "queue_bytes",
@@ -641,7 +679,11 @@ def _variables() -> Iterator[_Variable]:
         yield _Variable(f"{prefix}SCHEDULE_DELAY", delay, "Milliseconds that a batch waits to become full.")
         yield _Variable(f"{prefix}EXPORT_TIMEOUT", "30000", "Milliseconds for one batch, if that is the shorter time.")
     yield _Variable("OTEL_RESOURCE_ATTRIBUTES", "", "Attributes of the host's Resource: `key=value`, as for headers.")
-    yield _Variable("OTEL_SERVICE_NAME", "otel-procmon", "`service.name` of what runs outside of containers.")
+    yield _Variable(
+        "OTEL_SERVICE_NAME",
+        "otel-procmon",
+        "`service.name` of what runs outside of containers and of systemd services, and of the agent itself.",
+    )
 
 
 def document() -> str:
@@ -681,8 +723,8 @@ def document() -> str:
             for variable in _variables()
         ),
         "",
-        "Besides these, `NODE_NAME` is the node's name in exec_ids and lines, as for Tetragon (else the host's name);",
-        "`NO_COLOR` keeps colours out of the compact view.",
+        "Besides these, `NODE_NAME` is the node's name in exec_ids and lines, as for Tetragon (else the host's name),",
+        "and `k8s.node.name`; `NO_COLOR` keeps colours out of the compact view.",
         "",
     ]
     return "\n".join(lines)

@@ -70,15 +70,17 @@ class Filter:
         binaries: Sequence[str] = (),
         pids: Sequence[int] = (),
         uids: Sequence[int] = (),
+        containers: Sequence[str] = (),
         container_ids: Sequence[str] = (),
+        labels: Sequence[str] = (),
         allow: Sequence[FilterEntry | Mapping[str, Any]] = (),
         deny: Sequence[FilterEntry | Mapping[str, Any]] = (),
     ) -> Filter:
         """The filter for these options. Raises `FilterError`.
 
-        `namespaces` are names, ``""`` being the host; `pods` and `binaries` are regular expressions; `uids` are
-        effective user ids, as Tetragon's ``uid``; `container_ids` are ids or their beginnings. `allow` and `deny` are
-        the entries of Tetragon's lists.
+        `namespaces` are names, ``""`` being the host; `pods`, `binaries` and `containers` (their names) are regular
+        expressions; `uids` are effective user ids, as Tetragon's ``uid``; `container_ids` are ids or their beginnings;
+        `labels` are selectors. `allow` and `deny` are the entries of Tetragon's lists.
         """
         tests: list[Test] = []
         if namespaces:
@@ -91,8 +93,12 @@ class Filter:
             tests.append(_pid(pids, "--pid"))
         if uids:
             tests.append(_uid(uids, "--uid"))
+        if containers:
+            tests.append(_container_name_regex(containers, "--container"))
         if container_ids:
             tests.append(_container_id_prefix(container_ids, "--container-id"))
+        if labels:
+            tests.append(_labels(labels, "--label"))
         return cls(
             tests,
             [_entry(entry, "allow list", number) for number, entry in enumerate(allow, start=1)],
@@ -452,6 +458,16 @@ def _health_check(value: Any, place: str) -> Test:
     return test
 
 
+def _in_init_tree(value: Any, place: str) -> Test:
+    """Whether it descends from the first process of its container (`Image.in_init_tree`): not from a ``kubectl exec``.
+
+    As in Tetragon, what nothing is known of does not.
+    """
+    if not isinstance(value, bool):
+        raise FilterError(f"{place} must be true or false.")
+    return lambda happening: happening.image.in_init_tree is value
+
+
 _FIELDS: Mapping[str, Callable[[Sequence[Any], str], Test]] = {
     "ancestor_binary_regex": _ancestor_binary_regex,
     "arguments_regex": _arguments_regex,
@@ -469,12 +485,11 @@ _FIELDS: Mapping[str, Callable[[Sequence[Any], str], Test]] = {
     "pod_regex": _pod_regex,
 }
 
-_SWITCHES: Mapping[str, Callable[[Any, str], Test]] = {"health_check": _health_check}
+_SWITCHES: Mapping[str, Callable[[Any, str], Test]] = {"health_check": _health_check, "in_init_tree": _in_init_tree}
 """Fields that are true or false, and no list."""
 _NOT_DERIVABLE = {
     "capabilities": "events do not carry capabilities",
     "cel_expression": "there is no evaluator for CEL",
-    "in_init_tree": "it is not known which processes descend from a container's first one",
     "policy_names": "there are no tracing policies",
 }
 """Fields that Tetragon has. To pass over one would let out what somebody wanted to keep in."""

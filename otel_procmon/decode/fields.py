@@ -71,13 +71,13 @@ class Fields:
         self._ignore(name)
         return None
 
-    def truth(self, name: str) -> bool:
-        """A boolean; false where there is none."""
+    def truth(self, name: str) -> bool | None:
+        """A boolean."""
         value = self._values.get(name)
         if value is None or isinstance(value, bool):
-            return value or False
+            return value
         self._ignore(name)
-        return False
+        return None
 
     def user_id(self, name: str) -> int | None:
         """A user or group id; None where it is 4294967295, which says that it was not set."""

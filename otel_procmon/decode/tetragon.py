@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -145,6 +145,17 @@ def _with_proto_names(value: Any) -> Any:
     return value
 
 
+class _Where(NamedTuple):
+    """What the envelope of an event says of the processes in it."""
+
+    node: str | None
+    cluster_name: str | None
+
+    @classmethod
+    def of(cls, envelope: Fields) -> _Where:
+        return cls(envelope.text("node_name"), envelope.text("cluster_name"))
+
+
 def _exec(document: dict[str, Any], raw: dict[str, Any], place: str, observed_unix_ns: int, ledger: Ledger) -> Exec:
     envelope = Fields(document, "event", ledger)
     event = _event(document, "process_exec", place, ledger)
@@ -157,9 +168,9 @@ def _exec(document: dict[str, Any], raw: dict[str, Any], place: str, observed_un
     if time_unix_ns is None:
         raise DecodeError(f"{place}: process_exec.process.start_time is missing, and so is time")
     pid = _pid(fields, exec_id, "process_exec", place)
-    node = envelope.text("node_name")
+    where = _Where.of(envelope)
     parent_exec_id = _parent_exec_id(fields, exec_id)
-    parent = _parent(event, node)
+    parent = _parent(event, where)
     parent_pid = parent.pid if parent is not None else _pid_of(parent_exec_id)
     flags = _flags(fields)
 
@@ -183,7 +194,7 @@ def _exec(document: dict[str, Any], raw: dict[str, Any], place: str, observed_un
             pid=pid,
             parent_pid=parent_pid,
             start_unix_ns=time_unix_ns if start_unix_ns is None else start_unix_ns,
-            node=node,
+            where=where,
         ),
         parent_exec_id=parent_exec_id,
         previous_exec_id=previous_exec_id,
@@ -205,9 +216,9 @@ def _exit(document: dict[str, Any], raw: dict[str, Any], place: str, observed_un
         # The start is known, but it would be a lie about when the process ended.
         raise DecodeError(f"{place}: process_exit.time is missing, and so is time")
     pid = _pid(fields, exec_id, "process_exit", place)
-    node = envelope.text("node_name")
+    where = _Where.of(envelope)
     parent_exec_id = _parent_exec_id(fields, exec_id)
-    parent = _parent(event, node)
+    parent = _parent(event, where)
     parent_pid = parent.pid if parent is not None else _pid_of(parent_exec_id)
     if parent_pid == pid:
         parent_pid = None
@@ -216,7 +227,7 @@ def _exit(document: dict[str, Any], raw: dict[str, Any], place: str, observed_un
     process = None
     if start_unix_ns is not None:
         process = _process(
-            fields, exec_id=exec_id, pid=pid, parent_pid=parent_pid, start_unix_ns=start_unix_ns, node=node
+            fields, exec_id=exec_id, pid=pid, parent_pid=parent_pid, start_unix_ns=start_unix_ns, where=where
         )
     signal = event.text("signal")
     code = None
@@ -286,7 +297,7 @@ def _parent_exec_id(fields: Fields, exec_id: str) -> str | None:
     return None if parent_exec_id == exec_id else parent_exec_id
 
 
-def _parent(event: Fields, node: str | None) -> Process | None:
+def _parent(event: Fields, where: _Where) -> Process | None:
     """The parent as the event describes it, if that is enough to be a process."""
     fields = event.fields("parent")
     if fields is None:
@@ -303,7 +314,7 @@ def _parent(event: Fields, node: str | None) -> Process | None:
     parent_pid = _pid_of(_parent_exec_id(fields, exec_id))
     if parent_pid == pid:
         parent_pid = None
-    return _process(fields, exec_id=exec_id, pid=pid, parent_pid=parent_pid, start_unix_ns=start_unix_ns, node=node)
+    return _process(fields, exec_id=exec_id, pid=pid, parent_pid=parent_pid, start_unix_ns=start_unix_ns, where=where)
 
 
 def _flags(fields: Fields) -> tuple[str, ...]:
@@ -311,7 +322,7 @@ def _flags(fields: Fields) -> tuple[str, ...]:
 
 
 def _process(
-    fields: Fields, *, exec_id: str, pid: int, parent_pid: int | None, start_unix_ns: int, node: str | None
+    fields: Fields, *, exec_id: str, pid: int, parent_pid: int | None, start_unix_ns: int, where: _Where
 ) -> Process:
     flags = _flags(fields)
     binary = fields.text("binary") or ""
@@ -358,7 +369,9 @@ def _process(
         container=container,
         pod=pod,
         pod_uid=None if pod is None else pod.uid,
-        node=node,
+        node=where.node,
+        cluster_name=where.cluster_name,
+        in_init_tree=fields.truth("in_init_tree"),
         kernel_thread=_is_kernel_thread(pid, parent_pid, binary, flags),
         truncated=tuple(truncated),
     )
@@ -422,5 +435,5 @@ def _container(fields: Fields) -> Container | None:
         image_id=None if image is None else image.text("id"),
         image_name=None if image is None else image.text("name"),
         start_time=start_time,
-        maybe_exec_probe=fields.truth("maybe_exec_probe"),
+        maybe_exec_probe=bool(fields.truth("maybe_exec_probe")),
     )

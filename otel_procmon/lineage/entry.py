@@ -43,7 +43,7 @@ def entry_reason(
         return "kernel_parent"
     if parent.process.pid == _INIT_PID:
         return "init_parent"
-    if not _same_container(process.container_id, parent.process.container_id):
+    if not same_container(process.container_id, parent.process.container_id):
         return "container"
     parent_then = parent.process if at_fork is None else at_fork
     if parent_then.tty is False:
@@ -62,8 +62,11 @@ def began(process: Process) -> int:
     return process.start_unix_ns if process.creation_unix_ns is None else process.creation_unix_ns
 
 
-def _same_container(one: str | None, other: str | None) -> bool:
-    """Tetragon tells a container's whole id with the pod; where it does not know that yet, the first 31 characters."""
+def same_container(one: str | None, other: str | None) -> bool:
+    """Whether two container ids are one container's, or both None.
+
+    Tetragon tells a container's whole id with the pod; where it does not know that yet, the first 31 characters.
+    """
     if not one or not other:
         return one == other
     return one.startswith(other) or other.startswith(one)

@@ -34,6 +34,7 @@ class Image:
         "entry_reason",
         "forked_only",
         "hearsay",
+        "in_init_tree",
         "link",
         "long_arguments",
         "missed",
@@ -71,7 +72,8 @@ class Image:
         self.link: SpanRef | None = None
         """For an entry: the parent's span in the other trace."""
         self.unplaced = False
-        """A fork whose trace nobody has asked for yet: span, entry, link, ancestors and parent's name are not set.
+        """A fork whose trace nobody has asked for yet: span, entry, link, init tree, ancestors and parent's name are
+        not set.
 
         Nobody outside of `lineage.table` sees such an image.
         """
@@ -83,6 +85,8 @@ class Image:
         """It was already running when it was first seen."""
         self.hearsay = False
         """Its beginning was not seen: known from the event of another image (Tetragon), or from its exit."""
+        self.in_init_tree = False
+        """It descends from the first process of its container: `lineage.init_tree`."""
         self.long_arguments = 0
         """How many characters its arguments have, if that is many (`lineage.arguments`)."""
         self.missed = 0

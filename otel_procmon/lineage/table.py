@@ -24,6 +24,7 @@ from otel_procmon.lineage.arguments import LongArguments
 from otel_procmon.lineage.entry import began, entry_reason
 from otel_procmon.lineage.ids import process_id
 from otel_procmon.lineage.image import Ended, EndReason, Happening, Image, Opened, SpanRef, Started
+from otel_procmon.lineage.init_tree import in_init_tree
 from otel_procmon.lineage.succession import at_exit, contained, executed, forked
 
 if TYPE_CHECKING:
@@ -212,6 +213,7 @@ class ProcessTable:
     def _confirm(self, image: Image, event: Exec) -> list[Happening]:
         """An image that was known from the events of others tells of itself. It stays in the trace where they are."""
         image.process, image.hearsay = event.process, False
+        image.in_init_tree = in_init_tree(image.process, image.parent)
         image.trace_images[0] += 1
         happenings: list[Happening] = []
         previous = self._previous(event)
@@ -229,7 +231,8 @@ class ProcessTable:
                 if parent is not None:
                     self._settle(parent)
                 _know_parent(image, parent, parent_exec_id)
-                if parent is not None and not parent.process.kernel_thread:
+                # Else it is below a parent that has left the table.
+                if parent is not None and image.entry_reason is not None and not parent.process.kernel_thread:
                     image.link = parent.span
         happenings.append(Started(image, event))
         return happenings
@@ -349,6 +352,7 @@ class ProcessTable:
             self._have_child(parent)
             image.process = contained(image.process, parent.process)
         _know_parent(image, parent, origin.parent_exec_id)
+        image.in_init_tree = in_init_tree(image.process, parent)
         replaces = parent is not None and parent is origin.before
         reason = entry_reason(
             image.process, origin.moment_unix_ns, parent, origin.at_fork, self._trace, replaces=replaces

@@ -55,7 +55,7 @@ def _document(happening: Happening) -> dict[str, Any] | None:
 
 def _exec(happening: Started) -> dict[str, Any]:
     image = happening.image
-    process = _process(image.process, image.parent_exec_id)
+    process = _process(image)
     if isinstance(happening.event, Discovered) and "procFS" not in image.process.flags:
         process["flags"] = " ".join(("procFS", *(flag for flag in image.process.flags if flag != "execve")))
     event = {"process": process}
@@ -68,7 +68,7 @@ def _exit(happening: Ended) -> dict[str, Any] | None:
     image, exit_ = happening.image, happening.event
     if exit_ is None and image.ended != "lost":
         return None
-    process = _process(image.process, image.parent_exec_id)
+    process = _process(image)
     event: dict[str, Any] = {"process": process}
     if (parent := _parent(image)) is not None:
         event["parent"] = parent
@@ -97,7 +97,7 @@ def _envelope(kind: str, event: dict[str, Any], process: Process, time_unix_ns: 
 def _parent(image: Image) -> dict[str, Any] | None:
     """The parent while it is known, else as much of it as its child remembers."""
     if image.parent is not None:
-        return _process(image.parent.process, image.parent.parent_exec_id)
+        return _process(image.parent)
     if image.parent_exec_id is None:
         return None
     parent: dict[str, Any] = {"exec_id": image.parent_exec_id}
@@ -106,7 +106,8 @@ def _parent(image: Image) -> dict[str, Any] | None:
     return parent
 
 
-def _process(process: Process, parent_exec_id: str | None) -> dict[str, Any]:
+def _process(image: Image) -> dict[str, Any]:
+    process = image.process
     document: dict[str, Any] = {"exec_id": process.exec_id, "pid": process.pid}
     # Tetragon's `uid` is the effective user.
     uid = process.uid if process.euid is None else process.euid
@@ -126,9 +127,12 @@ def _process(process: Process, parent_exec_id: str | None) -> dict[str, Any]:
         document["pod"] = _pod(process, process.pod)
     if process.container_id:
         document["docker"] = process.container_id[:_DOCKER_ID_CHARACTERS]
-    if parent_exec_id:
-        document["parent_exec_id"] = parent_exec_id
+    if image.parent_exec_id:
+        document["parent_exec_id"] = image.parent_exec_id
     document["tid"] = process.pid
+    if process.vpid is not None or process.in_init_tree is not None:
+        # A wrapper: Tetragon writes `false` as well.
+        document["in_init_tree"] = image.in_init_tree
     return document
 
 

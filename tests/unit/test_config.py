@@ -151,24 +151,49 @@ filters:
     - '[0-9]'
   pids: [0, 4294967295]
   uids: [1000]
+  containers: [ship]
   container_ids: ["12", 3f0c]
+  labels: ['a=b,c!=d', x]
   file: lists.yaml
 capture: {poll_interval: 1s, ring: 262144, wake_fraction: .5, arguments_max: 32 KiB, snapshot: no}
 trace: {service_age: 0s, max_age: 2h, max_spans: 1, open_after: 1500ms}
 lineage: {max_images: 1024, grace: 1m, sweep_interval: 10 s}
-records: {failed_exit_is_error: false, well_known_labels: true}
+records:
+  failed_exit_is_error: false
+  well_known_labels: true
+  pod_labels: [app, 'example.com/*']
+  pod_annotations: ['*']
+  systemd_services: false
+  cluster_name: prod
+  cluster_uid: 218fc5a9-a5f1-4b54-aa05-46717d0ab26d
 delivery: {queue: 1MiB, in_flight: 64, spool_directory: ./spool, spool_max: 1024GiB}
 """
     assert read(content) == Config(
         source="tetragon:-",
         outputs=("otlp", "compact:/var/log/x"),
         filters=FilterOptions(
-            ("", "default"), ("^web-",), ("/sh$", "[0-9]"), (0, 2**32 - 1), (1000,), ("12", "3f0c"), "lists.yaml"
+            namespaces=("", "default"),
+            pods=("^web-",),
+            binaries=("/sh$", "[0-9]"),
+            pids=(0, 2**32 - 1),
+            uids=(1000,),
+            containers=("ship",),
+            container_ids=("12", "3f0c"),
+            labels=("a=b,c!=d", "x"),
+            file="lists.yaml",
         ),
         capture=Capture(10**9, 2**18, 0.5, 2**15, snapshot=False),
         trace=TraceOptions(0, 7200 * 10**9, 1, 1500 * 10**6),
         lineage=LineageOptions(1024, 60 * 10**9, 10 * 10**9),
-        records=RecordOptions(failed_exit_is_error=False, well_known_labels=True),
+        records=RecordOptions(
+            failed_exit_is_error=False,
+            well_known_labels=True,
+            pod_labels=("app", "example.com/*"),
+            pod_annotations=("*",),
+            systemd_services=False,
+            cluster_name="prod",
+            cluster_uid="218fc5a9-a5f1-4b54-aa05-46717d0ab26d",
+        ),
         delivery=DeliveryOptions(2**20, 64, "./spool", 2**40),
     )
 
@@ -202,6 +227,9 @@ def test_commented_out_entries_and_aliases(read: Read) -> None:
         ("filters: {uids: ['0']}", "filters.uids has '0'; write"),
         ("filters: {pods: [12]}", "filters.pods has 12; write a list of regular expressions"),
         ("filters: {container_ids: [12]}", "filters.container_ids has 12; write a list of texts"),
+        ("filters: {labels: [1]}", "filters.labels has 1; write a list of label selectors"),
+        ("records: {pod_labels: ['']}", "records.pod_labels has ''; write a list of keys such as ['app'"),
+        ("records: {cluster_name: 7}", "records.cluster_name is 7; write a text, or null."),
         ("filters: {file: [a]}", "filters.file is a list; write the path of a file."),
         ("trace:\n  max_age: 10\n", "line 2: trace.max_age is 10; write a duration from 1s to 8760h, with its unit"),
         ("trace: {max_age: 1d}", "trace.max_age is '1d'; write"),
@@ -255,7 +283,7 @@ def test_wrong_values(refusal: Callable[[str], str], content: str, message: str)
         ),
         ("on: 5", "there is no option 'on'; "),
         ("<<: {source: x}", "there is no option '<<'; "),
-        ("records: {zzz: 5}", "there is no option 'records.zzz'; there are failed_exit_is_error, well_known_labels."),
+        ("records: {zzz: 5}", "there is no option 'records.zzz'; there are failed_exit_is_error, well_known_labels, "),
         (f"{'x' * 1000}: 5", f"there is no option '{'x' * 60}…'; "),
     ],
 )

@@ -533,3 +533,25 @@ def test_any_value_in_the_place_of_any_field(document: dict[str, Any], data: st.
             text = getattr(process, name)
             assert text is None or type(text) is str, name
         assert all(type(flag) is str for flag in process.flags)
+
+
+@pytest.mark.parametrize("told", [True, False, None])
+def test_cluster_and_init_tree(told: bool | None) -> None:
+    process = {"exec_id": "x", "pid": 1, "start_time": "2024-03-01T08:10:01Z", "in_init_tree": told}
+    document = {"process_exec": {"process": process, "parent": process}, "node_name": "n", "cluster_name": "prod"}
+    ledger = Ledger()
+    event = decode_tetragon(JsonText(json.dumps(document).encode(), "f:1"), 1, ledger)
+    assert isinstance(event, Exec)
+    assert event.parent is not None
+    for decoded in (event.process, event.parent):
+        assert (decoded.node, decoded.cluster_name, decoded.in_init_tree) == ("n", "prod", told)
+    assert ledger.counts() == {}
+
+
+def test_an_init_tree_that_is_no_truth_is_counted() -> None:
+    process = {"exec_id": "x", "pid": 1, "start_time": "2024-03-01T08:10:01Z", "in_init_tree": "yes"}
+    ledger = Ledger()
+    event = decode_tetragon(JsonText(json.dumps({"process_exec": {"process": process}}).encode(), "f:1"), 1, ledger)
+    assert isinstance(event, Exec)
+    assert event.process.in_init_tree is None
+    assert list(ledger.counts().values()) == [1]

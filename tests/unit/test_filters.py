@@ -221,6 +221,12 @@ def test_kinds_of_events(kinds: list[Any], begins: bool, ends: bool) -> None:
         ({"container_ids": ["fb931d2f6e5e"]}, XWING, False),
         ({"container_ids": [ID]}, {"container_id": ID[:12]}, False),
         ({"container_ids": ["1"]}, HOST, False),
+        ({"containers": ["^spaceship$", "x"]}, XWING, True),
+        ({"containers": ["^ship"]}, XWING, False),
+        ({"containers": [""]}, HOST, False),
+        ({"labels": ["org=empire", "org=alliance,class in (xwing, ywing)"]}, XWING, True),
+        ({"labels": ["org"], "containers": ["pause"]}, XWING, False),
+        ({"labels": ["!org"]}, HOST, False),
         # All options must hold, and the lists too
         ({"namespaces": ["default"], "pods": ["tie"]}, XWING, False),
         ({"namespaces": ["default"], "pods": ["wing"], "allow": [{"binary_regex": ["curl"]}]}, XWING, True),
@@ -252,6 +258,16 @@ def test_health_checks_that_tetragon_marks(entry: dict[str, Any], probe: bool, a
     fields = {**XWING, "container": Container(id=ID, maybe_exec_probe=probe)}
     assert Filter.of(deny=[entry]).accepts(started(image(**fields))) is accepted
     assert Filter.of(deny=[{"health_check": True}]).accepts(started(image(**HOST)))
+
+
+@pytest.mark.parametrize("entry", [{"in_init_tree": True}, {"inInitTree": True}])
+def test_init_tree(entry: dict[str, Any]) -> None:
+    inside, outside = image(**XWING), image(**XWING)
+    inside.in_init_tree = True
+    assert allows(entry, started(inside))
+    assert not allows(entry, exited(outside))
+    assert not allows({"in_init_tree": False}, started(inside))
+    assert allows({"in_init_tree": False}, started(image(**HOST)))
 
 
 ENTRIES = st.fixed_dictionaries(
@@ -312,7 +328,9 @@ def test_and_within_or_between_deny_wins(
         # To pass over what cannot be told would let out what somebody wanted to keep in
         ({"deny": [{"health_check": ["x"]}]}, "entry 1: health_check must be true or false."),
         ({"deny": [{"cel_expression": ["x"]}]}, "entry 1: cel_expression cannot be evaluated here: "),
-        ({"deny": [{"inInitTree": True}]}, "entry 1: inInitTree cannot be evaluated here: "),
+        ({"deny": [{"inInitTree": "yes"}]}, "entry 1: inInitTree must be true or false."),
+        ({"labels": ["="]}, "--label: '=' is not a valid label selector: "),
+        ({"containers": ["*"]}, "--container: '*' is not a valid regular expression: "),
     ],
 )
 def test_errors_name_the_place_and_the_field(options: dict[str, Any], message: str) -> None:

@@ -127,6 +127,7 @@ def test_an_exec_of_our_own() -> None:
                 "docker": "1fb931d2f6e5e4cfdbaf30fdb8e2fdd",
                 "parent_exec_id": "cGFyZW50",
                 "tid": 400,
+                "in_init_tree": False,
             },
             "parent": {
                 "exec_id": "cGFyZW50",
@@ -148,6 +149,14 @@ def test_an_exec_of_our_own() -> None:
 def test_what_is_not_known_is_absent() -> None:
     assert document(started(image())) == {"process_exec": {"process": PLAIN}, "time": "2024-03-01T08:10:01.500Z"}
     assert "binary" not in document(started(image(binary="")))["process_exec"]["process"]
+
+
+def test_init_tree_is_told_where_the_pid_namespace_is_known() -> None:
+    inside = image(vpid=1)
+    inside.in_init_tree = True
+    inside.parent = image(vpid=9)
+    event = document(started(inside))["process_exec"]
+    assert (event["process"]["in_init_tree"], event["parent"]["in_init_tree"]) == (True, False)
 
 
 def test_root_is_a_wrapped_zero_and_stays() -> None:
