@@ -191,12 +191,6 @@ PROCMON_METADATA_INCOMPLETE: Final = _procmon(
     "it is so",
     "What is known of the container or the pod had not come by the time when the record had to leave.",
 )
-PROCMON_METADATA_INCOMPLETE: Final = _procmon(
-    "procmon.metadata.incomplete",
-    "boolean",
-    "it is so",
-    "What is known of the container or the pod had not come by the time when the record had to leave.",
-)
 PROCMON_EXIT_SIGNAL: Final = _procmon(
     "procmon.exit.signal", "string", "a signal ended the process", "The signal's name: SIGKILL, SIGRTMIN+3, …"
 )
