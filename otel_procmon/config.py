@@ -88,6 +88,19 @@ class LineageOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerOptions:
+    """Who is asked for containers and pods, and how long what happens in them waits for the answer."""
+
+    ask_runtime: bool = True
+    runtime_endpoint: str | None = None
+    ask_kubernetes: bool = True
+    kubeconfig: str | None = None
+    node_name: str | None = None
+    hold_ns: int = 10 * _S
+    max_held: int = 16_384
+
+
+@dataclass(frozen=True, slots=True)
 class RecordOptions:
     """What log records and spans say."""
 
@@ -120,6 +133,7 @@ class Config:
     capture: Capture = field(default_factory=Capture)
     trace: TraceOptions = field(default_factory=TraceOptions)
     lineage: LineageOptions = field(default_factory=LineageOptions)
+    containers: ContainerOptions = field(default_factory=ContainerOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
     delivery: DeliveryOptions = field(default_factory=DeliveryOptions)
 
@@ -277,6 +291,8 @@ _FRACTION_KIND: Final = _Kind("a number above 0 and below 1", _read_fraction, st
 _SWITCH: Final = _Kind("true or false", _read_switch, lambda value: "true" if value else "false")
 _SOURCE: Final = _Kind("one text, such as ebpf", _read_filled, str)
 _FILE: Final = _Kind("the path of a file", _read_file, lambda value: value or "null")
+_FILE_OR_NONE: Final = _FILE._replace(may_be="the path of a file, or null")
+_SOCKET: Final = _FILE._replace(may_be="a socket as unix:///path or as a bare path, or null")
 _DIRECTORY: Final = _Kind("the path of a directory, or null", _read_file, lambda value: value or "null")
 _OUTPUTS: Final = _list(_read_filled, "a list of texts such as [otlp, compact], at least one", least=1)
 _NAMESPACES: Final = _list(_read_text, "a list of names such as [default, kube-system]; in quotes if like a number")
@@ -333,6 +349,14 @@ _SECTIONS: Final = {
     "capture": (Capture, "How events are taken from the kernel (`source: ebpf`)."),
     "trace": (TraceOptions, "Where a new trace begins, and when a program that goes on is announced."),
     "lineage": (LineageOptions, "How much of the past is remembered."),
+    "containers": (
+        ContainerOptions,
+        (
+            "Who is asked for containers and pods (`source: ebpf`), and how long what happens in them waits for the "
+            "answer. Nothing else waits. Where there is neither a runtime's socket nor a way to the Kubernetes API, "
+            "nobody is asked and nothing waits."
+        ),
+    ),
     "records": (RecordOptions, "What log records and spans say."),
     "delivery": (DeliveryOptions, "What cannot be sent at once (`otlp`) waits: in memory, then on disk."),
 }
@@ -442,6 +466,52 @@ _OPTIONS: Final = (
         "sweep_interval_ns",
         _duration(_S, _HOUR),
         "How often it is checked whether processes still live whose exit may have been lost.",
+    ),
+    _Option(
+        "containers",
+        "ask_runtime",
+        _SWITCH,
+        "Whether the container runtime is asked, over the Container Runtime Interface: containerd, CRI-O, cri-dockerd. "
+        "It knows a container at once.",
+    ),
+    _Option(
+        "containers",
+        "runtime_endpoint",
+        _SOCKET,
+        "Its socket, such as `unix:///run/containerd/containerd.sock`. `null`: as `CONTAINER_RUNTIME_ENDPOINT` says, "
+        "else in one of the usual places.",
+    ),
+    _Option(
+        "containers",
+        "ask_kubernetes",
+        _SWITCH,
+        "Whether the Kubernetes API is asked for the pods of this node. It knows a pod's owners.",
+    ),
+    _Option(
+        "containers",
+        "kubeconfig",
+        _FILE_OR_NONE,
+        "How to reach it. `null`: by the pod's service account, else as `KUBECONFIG` says, else, on a node, by "
+        "`~/.kube/config`.",
+    ),
+    _Option(
+        "containers",
+        "node_name",
+        _TEXT,
+        "This node's name in the Kubernetes API. `null`: as `NODE_NAME` says, else the host's name.",
+    ),
+    _Option(
+        "containers",
+        "hold_ns",
+        _duration(0, 10 * _MINUTE),
+        "How long what happens in a container waits until it is known what container it is. Then it leaves as it is, "
+        "marked `procmon.metadata.incomplete`. `0ms`: nothing waits.",
+    ),
+    _Option(
+        "containers",
+        "max_held",
+        _whole(1, 1_048_576),
+        "How much may wait, of all containers together. Each takes about 3 KiB.",
     ),
     _Option(
         "records",

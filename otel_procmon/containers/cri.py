@@ -14,7 +14,6 @@ import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import unquote, urlsplit
 
 # What gRPC's core has to say it would write to standard error, at each try; the outcome says it in a sentence.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -70,22 +69,6 @@ _OF_THE_RUNTIME: Final = frozenset(
 """Errors that say nothing of the container that was asked for. cri-dockerd has UNKNOWN for what it does not have."""
 
 Answer = TypeVar("Answer", bound="Message")
-
-
-class EndpointError(ValueError):
-    """A runtime's endpoint that cannot be used. The message is one sentence."""
-
-
-def socket_path(endpoint: str) -> str:
-    """The path of a runtime's socket, from ``unix:///path`` (crictl's) or a bare path. Raises EndpointError."""
-    url = urlsplit(endpoint)
-    if url.scheme == "" and endpoint.startswith("/"):
-        return endpoint
-    if url.scheme == "unix" and not url.netloc and url.path.startswith("/"):
-        return unquote(url.path)
-    raise EndpointError(
-        f"{endpoint!r} is no container runtime's socket; write unix:///run/containerd/containerd.sock, or the bare path"
-    )
 
 
 class Runtime:

@@ -61,16 +61,15 @@ class ApiServer:
         """Read the configuration; connect to nothing. Raises AccessError."""
         from kubernetes import client, config  # noqa: PLC0415 - see the module
 
+        load: Any = config  # It has no types.
         self._configuration: Any = client.Configuration()
         # Whether and when to try again is decided where it is known what for.
         self._configuration.retries = False
         try:
             if access.kubeconfig is None:
-                config.load_incluster_config(client_configuration=self._configuration)
+                load.load_incluster_config(client_configuration=self._configuration)
             else:
-                config.load_kube_config(
-                    access.kubeconfig, client_configuration=self._configuration, persist_config=False
-                )
+                load.load_kube_config(access.kubeconfig, client_configuration=self._configuration, persist_config=False)
         except Exception as error:
             # It raises its own ConfigException, and whatever a malformed file leads to.
             raise AccessError(f"{access} does not say how to reach the Kubernetes API ({error})") from error
