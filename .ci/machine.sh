@@ -92,6 +92,28 @@ make_venv() {
 	"$PYTHON" -m venv --clear "$1" || die "$PYTHON could not make the virtual environment $1: see above"
 }
 
+# What a real Kubernetes node of tests/system/bed is made of, by a program or file of each package.
+require_bed_packages() {
+	local missing=() file package
+	while read -r file package; do
+		[ -e "$file" ] || missing+=("$package")
+	done <<-'END'
+		/usr/bin/buildah buildah
+		/usr/bin/containerd containerd
+		/usr/lib/cni/bridge containernetworking-plugins
+		/usr/sbin/debootstrap debootstrap
+		/usr/bin/etcd etcd-server
+		/usr/bin/gcc gcc
+		/usr/bin/ip iproute2
+		/usr/sbin/iptables iptables
+		/usr/include/stdio.h libc6-dev
+		/usr/bin/openssl openssl
+		/usr/sbin/runc runc
+		/usr/bin/busybox busybox-static
+	END
+	[ ${#missing[@]} = 0 ] || { can_install && install_packages "${missing[@]}"; }
+}
+
 # build_wheel ROOT PYTHON DIRECTORY: the package at ROOT as a wheel in DIRECTORY. From a copy: setuptools would leave
 # its build directory, which is root's then and whose old files get into the next wheel.
 build_wheel() {
