@@ -8,10 +8,10 @@ INTO ?= .
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit kernel bench lint format docs bpf bpf-check clean
+.PHONY: help setup run test unit kernel test-system bench lint format docs bpf bpf-check clean
 
 help: ## what there is
-	@awk -F ': ## ' '/^[a-z-]+: ## /{printf "%-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ': ## ' '/^[a-z-]+: ## /{printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: ## make .venv, with the package (editable) and everything for working on it
 	. .ci/machine.sh && require_python && make_venv $(VENV)
@@ -28,6 +28,10 @@ unit: ## the unit tier, in .venv
 
 kernel: ## the kernel tier, in .venv, as root; nothing may be skipped
 	PROCMON_REQUIRE=kernel $(BIN)/pytest tests/kernel
+
+test-system: ## the system tier, in .venv, as root: a real Kubernetes node; its first run builds Kubernetes
+	PYTHON=$(PYTHON) tests/system/bed/prepare
+	PROCMON_REQUIRE=system $(BIN)/pytest tests/system
 
 bench: ## all benchmarks, in .venv, as root; some twenty minutes on an idle machine
 	PYTHON=$(PYTHON) benchmarks/run.sh

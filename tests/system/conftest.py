@@ -1,0 +1,96 @@
+"""What the tests of the system tier share: one real Kubernetes node, and agents that run on it.
+
+`tests/system/bed/prepare` installs and builds what the node is made of; PROCMON_BED names the directory that keeps it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from tests.kernel.truth.running import cannot_run, run_command
+from tests.system.bed.node import NAME, Node, running_node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from tests.kernel.truth.running import Agent
+
+BED = Path(os.environ.get("PROCMON_BED") or "/var/cache/otel-procmon-bed")
+TOOLS = ("busybox", "containerd", "ctr", "etcd", "gcc", "ip", "iptables", "nsenter", "openssl", "runc")
+HINT = "run tests/system/bed/prepare"
+
+
+@pytest.fixture(scope="session")
+def require_bed() -> None:
+    """Skip the test where no node can be run, or fail it where PROCMON_REQUIRE contains ``system``."""
+    if os.geteuid() != 0:
+        cannot_run("system", "a Kubernetes node needs root")
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        cannot_run("system", "this kernel has no BTF")
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        cannot_run("system", f"not installed: {', '.join(missing)}: {HINT}")
+    if not (BED / "kubernetes/kubelet").exists():
+        cannot_run("system", f"{BED} has no kubernetes/kubelet: {HINT}")
+
+
+@pytest.fixture(scope="session")
+def node(require_bed: None) -> Iterator[Node]:
+    """A Kubernetes node that runs."""
+    # Short, for the paths of sockets, and not in /tmp, which may be a file system that overlays do not work on.
+    directory = Path(tempfile.mkdtemp(prefix="procmon-", dir="/var/tmp"))
+    try:
+        with running_node(directory, BED / "kubernetes") as node:
+            yield node
+    finally:
+        shutil.rmtree(directory)
+
+
+class AgentOnNode(Protocol):
+    """The type of the `agent_on_node` fixture, for annotations."""
+
+    def __call__(
+        self, directory: Path, *arguments: str, api: bool = True, cri: bool = True, kubeconfig: Path | None = None
+    ) -> AbstractContextManager[Agent]:
+        """Run an agent that writes OTLP JSON; what else it does, `arguments` say. Its files go into `directory`.
+
+        Args:
+            directory: For its files.
+            arguments: Of ``otel-procmon run``.
+            api: Whether it may ask the API server.
+            cri: Whether it may ask the container runtime.
+            kubeconfig: The one to ask the API server with, instead of the administrator's.
+        """
+
+
+@pytest.fixture(scope="session")
+def agent_on_node(node: Node) -> AgentOnNode:
+    """An agent that runs on this host as it would on the node, outside of Kubernetes."""
+
+    @contextmanager
+    def run(
+        directory: Path, *arguments: str, api: bool = True, cri: bool = True, kubeconfig: Path | None = None
+    ) -> Iterator[Agent]:
+        records = directory / f"records-{sum(1 for _ in directory.glob('records-*'))}.jsonl"
+        environment = {
+            "NODE_NAME": NAME,
+            # A path that does not exist is no configuration: nothing is found at the default places either.
+            "KUBECONFIG": str(kubeconfig or node.admin_kubeconfig) if api else str(directory / "absent"),
+            "CONTAINER_RUNTIME_ENDPOINT": f"unix://{node.cri_socket}" if cri else "",
+            "HOME": str(directory),
+        }
+        outputs = ("run", "-o", f"otlp-json:{records}", *arguments)
+        with run_command(
+            directory, *outputs, env=environment, records=records, through=node.place.network
+        ) as agent:
+            yield agent
+
+    return run
