@@ -18,7 +18,8 @@ from parts import arguments, save, shown, spread
 from otel_procmon.capture import RecordingCapture
 from otel_procmon.config import Config
 from otel_procmon.convert.happenings import Converter
-from otel_procmon.convert.resource import Resources, host_resource
+from otel_procmon.convert.host import host_resource
+from otel_procmon.convert.resource import Resources
 from otel_procmon.convert.users import UserNames
 from otel_procmon.decode.kernel import KernelDecoder
 from otel_procmon.encode.otlp import OtlpEncoder

@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,8 +26,11 @@ from otel_procmon import __version__
 from otel_procmon.agent import Agent
 from otel_procmon.capture import Capture, KernelCapture, RecordingCapture, TetragonCapture
 from otel_procmon.config import Config, ConfigError, read_config
+from otel_procmon.containers.hold import Hold
+from otel_procmon.containers.sources import EndpointError, open_metadata
 from otel_procmon.convert.happenings import Converter
-from otel_procmon.convert.resource import Resources, host_resource
+from otel_procmon.convert.host import host_resource
+from otel_procmon.convert.resource import ANNOTATION_PREFIX, Resources, selects_keys
 from otel_procmon.convert.users import UserNames
 from otel_procmon.deliver.delivery import Delivery, DeliveryError
 from otel_procmon.deliver.exporters import ExporterDelivery
@@ -48,6 +52,7 @@ from otel_procmon.view.tetragon_json import tetragon_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from otel_procmon.containers.metadata import Metadata
     from otel_procmon.convert.records import Resource
     from otel_procmon.lineage.image import Happening
 
@@ -88,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _say(f"{PROG} {options.command}: {error}")
         return 2
-    except (ConfigError, DeliveryError, FilterError, SourceError) as error:
+    except (ConfigError, DeliveryError, EndpointError, FilterError, SourceError) as error:
         _say(f"{PROG}: {error}")
         return 1
     except KeyboardInterrupt:
@@ -237,25 +242,51 @@ def _run(options: argparse.Namespace) -> int:
     capture, greeting = _capture(kind, path, node, config, ledger, options=options)
     try:
         lines, deliveries = _sinks(config, options.color, ledger)
+        # Events that are not this host's, or not of now, say themselves what container they are of.
+        metadata = _metadata(config, node, ledger) if local else None
     except BaseException:
         capture.close()
         raise
+    hold = None
+    if metadata is not None:
+        hold = Hold(
+            metadata,
+            ledger,
+            hold_ns=config.containers.hold_ns,
+            max_held=config.containers.max_held,
+            clock_ns=time.monotonic_ns,
+        )
     outputs: list[Output] = list(lines)
-    host = host_resource(os.environ, Path("/"), host_name=node, local=local)
+    told = config.records
+    host = host_resource(
+        os.environ,
+        Path("/"),
+        host_name=node,
+        local=local,
+        cluster_name=told.cluster_name,
+        cluster_uid=told.cluster_uid,
+    )
     telemetry = None
     if deliveries:
         converter = Converter(
-            Resources(host, local=local, well_known_labels=config.records.well_known_labels),
+            Resources(
+                host,
+                local=local,
+                well_known_labels=told.well_known_labels,
+                pod_labels=told.pod_labels,
+                pod_annotations=told.pod_annotations,
+                systemd_services=told.systemd_services,
+            ),
             body=lambda happening: compact_line(happening, colour=False),
             life_span_id=capture.ids.life_span_id,
             user_name=UserNames(PASSWD) if local else None,
-            failed_status=config.records.failed_exit_is_error,
+            failed_status=told.failed_exit_is_error,
         )
         outputs.append(RecordOutput(converter, deliveries, wait=options.command == "replay"))
 
     if (exporters := [one for one in deliveries if isinstance(one, ExporterDelivery)]) and options.command != "replay":
-        telemetry = _telemetry(host, ledger, capture, exporters[0])
-    agent = Agent(capture, filter_, outputs, ledger)
+        telemetry = _telemetry(host, ledger, capture, exporters[0], hold)
+    agent = Agent(capture, filter_, outputs, ledger, hold)
     _on_signals(agent)
     # The table holds many objects, hardly any of them in a cycle: to look through all of them after every 700 new ones
     # took a third of the time.
@@ -265,11 +296,26 @@ def _run(options: argparse.Namespace) -> int:
     try:
         agent.run()
     finally:
+        if metadata is not None:
+            metadata.close()
         line = agent.close(_DRAIN_S)
         if telemetry is not None:
             telemetry.shutdown(_LAST_METRICS_S)
         _say(f"{PROG}: ledger: {line or 'nothing happened'}")
     return 0
+
+
+def _metadata(config: Config, node: str, ledger: Ledger) -> Metadata | None:
+    """Whoever can be asked for containers. Raises EndpointError."""
+    told = selects_keys(config.records.pod_annotations)
+    return open_metadata(
+        config.containers,
+        os.environ,
+        Path("/"),
+        node=node,
+        keep_annotation=lambda key: key.startswith(ANNOTATION_PREFIX) or told(key),
+        ledger=ledger,
+    )
 
 
 def _filter(config: Config) -> Filter:
@@ -359,9 +405,18 @@ def _sinks(config: Config, colour: str, ledger: Ledger) -> tuple[list[LineOutput
         elif name == "otlp-json":
             deliveries.append(FileDelivery(target, ledger))
         else:
-            render = tetragon_json if name == "json" else _compact(colour, target, os.environ)
+            render = _json(config) if name == "json" else _compact(colour, target, os.environ)
             lines.append(LineOutput(name, target, render, ledger))
     return lines, deliveries
+
+
+def _json(config: Config) -> Callable[[Happening], bytes | None]:
+    """Makes Tetragon's JSON. Of annotations, which may hold secrets, what records tell as well."""
+    return partial(
+        tetragon_json,
+        cluster_name=config.records.cluster_name,
+        tells_annotation=selects_keys(config.records.pod_annotations),
+    )
 
 
 def _compact(colour: str, path: Path | None, environ: Mapping[str, str]) -> Callable[[Happening], bytes | None]:
@@ -377,7 +432,9 @@ def _compact(colour: str, path: Path | None, environ: Mapping[str, str]) -> Call
     return render
 
 
-def _telemetry(host: Resource, ledger: Ledger, capture: Capture, delivery: ExporterDelivery) -> Telemetry:
+def _telemetry(
+    host: Resource, ledger: Ledger, capture: Capture, delivery: ExporterDelivery, hold: Hold | None
+) -> Telemetry:
     """The agent's own metrics. Raises DeliveryError."""
     gauges = [
         Gauge("procmon.delivery.waiting", "{record}", "Records that wait in memory.", delivery.waiting),
@@ -389,6 +446,8 @@ def _telemetry(host: Resource, ledger: Ledger, capture: Capture, delivery: Expor
             Gauge("procmon.processes", "{process}", "Processes and kernel threads that run.", capture.running),
             Gauge("procmon.ring.utilization", "1", "Which part of the ring buffer is taken.", capture.filled),
         ]
+    if hold is not None:
+        gauges.append(Gauge("procmon.containers.held", "{event}", "What waits to know its container.", hold.__len__))
     return Telemetry(os.environ, host, ledger, capture.count, *gauges)
 
 

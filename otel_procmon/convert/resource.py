@@ -1,4 +1,4 @@
-"""Resources: the host, container or pod that a process belongs to, one object for each.
+"""Resources: the host, systemd service, container or pod that a process belongs to, one object for each.
 
 ``process.*`` never goes here, and neither does ``telemetry.sdk.*``: that names the SDK inside of the observed entity,
 and there is none.
@@ -6,27 +6,28 @@ and there is none.
 
 from __future__ import annotations
 
-import logging
-import os
-import platform
 import re
 import threading
 from collections import OrderedDict
+from fnmatch import translate
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import unquote
 
+from msgspec.structs import replace
+
+from otel_procmon.containers.unit import parse_unit
 from otel_procmon.convert import attributes as names
+from otel_procmon.convert.host import AGENT_SERVICE_NAME
+from otel_procmon.convert.image_reference import ImageReference, image_reference
 from otel_procmon.convert.records import Resource
 from otel_procmon.convert.text import encodable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from otel_procmon.containers.unit import Service
     from otel_procmon.convert.records import Attributes
     from otel_procmon.events import Container, Pod, Process
 
-AGENT_SERVICE_NAME: Final = "otel-procmon"
 ANNOTATION_PREFIX: Final = "resource.opentelemetry.io/"
 
 _WORKLOADS: Final = {
@@ -42,151 +43,17 @@ _WORKLOADS: Final = {
 
 _SERVICE_NAME_ORDER: Final = (*list(_WORKLOADS.values())[:-1], names.K8S_POD_NAME, names.K8S_CONTAINER_NAME)
 
-_ARCHITECTURES: Final = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv6l": "arm32",
-    "armv7l": "arm32",
-    "armv8l": "arm32",
-    "i386": "x86",
-    "i686": "x86",
-    "ia64": "ia64",
-    "ppc": "ppc32",
-    "ppc64": "ppc64",
-    "ppc64le": "ppc64",
-    "s390x": "s390x",
-}
-"""``host.arch`` by machine name; another machine name stands for itself."""
-
-_FACTS: Final = ("container.", "host.", "k8s.", "os.", "process.", "telemetry.")
+_FACTS: Final = ("container.", "host.", "k8s.", "os.", "process.", "procmon.", "telemetry.")
 """Where a process runs is observed; neither the agent's own environment nor a pod's annotation may claim otherwise."""
 
 _SHARED: Final = ("k8s.cluster.", "k8s.node.", "host.", "os.")
 """Configured facts that hold for a container too, because it shares them with its host."""
 
-_MACHINE_ID: Final = re.compile(r"[0-9a-f]{32}")
 
-_log = logging.getLogger(__name__)
-
-
-def environment_attributes(environ: Mapping[str, str]) -> dict[str, str]:
-    """What OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say; the latter wins.
-
-    As the specification demands, one bad pair makes the whole of OTEL_RESOURCE_ATTRIBUTES void; it is logged.
-    """
-    attributes: dict[str, str] = {}
-    for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
-        if not pair.strip():
-            continue
-        key, equals, value = pair.partition("=")
-        try:
-            name, text = (unquote(part.strip(), errors="strict") for part in (key, value))
-        except UnicodeDecodeError:
-            name = text = ""
-        if not equals or not name:
-            _log.warning(
-                "OTEL_RESOURCE_ATTRIBUTES is ignored as a whole, because %r in it is not key=value, percent-encoded",
-                pair,
-            )
-            attributes.clear()
-            break
-        attributes[name] = text
-    if service_name := environ.get("OTEL_SERVICE_NAME"):
-        attributes[names.SERVICE_NAME] = service_name
-    return {
-        name: encodable(value)
-        for name, value in attributes.items()
-        if value and not name.startswith(("process.", "telemetry."))
-    }
-
-
-def host_resource(
-    environ: Mapping[str, str],
-    root: Path,
-    *,
-    host_name: str | None = None,
-    machine: str | None = None,
-    local: bool = True,
-) -> Resource:
-    """The Resource of processes outside of any container.
-
-    Args:
-        environ: For OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME, which win over what is found out.
-        root: The host's root directory, whose ``/etc/os-release`` and machine id are read.
-        host_name: What the host calls itself; asked of the kernel if None.
-        machine: As ``uname -m`` says; asked of the kernel if None.
-        local: Whether the processes run on this host. If not, nothing of it is told.
-    """
-    attributes: Attributes = {names.OS_TYPE: "linux"}
-    if local:
-        name = host_name or os.uname().nodename
-        machine = machine or platform.machine()
-        found = {
-            names.HOST_NAME: name,
-            names.HOST_ID: _machine_id(root) or name,
-            names.HOST_ARCH: _ARCHITECTURES.get(machine, machine),
-            **_os_release(root),
-        }
-        attributes.update((key, encodable(value)) for key, value in found.items() if value)
-    attributes[names.SERVICE_NAME] = AGENT_SERVICE_NAME
-    attributes.update(environment_attributes(environ))
-    return Resource(attributes, names.SCHEMA_URL)
-
-
-def _machine_id(root: Path) -> str | None:
-    """The machine id, from the two files that the conventions name for ``host.id``.
-
-    They forbid detectors the privileged sources (DMI). A file that systemd has not initialised yet does not count.
-    """
-    for path in (root / "etc/machine-id", root / "var/lib/dbus/machine-id"):
-        if (text := _read(path)) and _MACHINE_ID.fullmatch(text.strip()):
-            return text.strip()
-    return None
-
-
-def _os_release(root: Path) -> dict[str, str]:
-    """``os.*`` from os-release(5); the second place is where that page puts the fallback."""
-    text = _read(root / "etc/os-release") or _read(root / "usr/lib/os-release") or ""
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        key, equals, value = line.strip().partition("=")
-        if equals and not key.startswith("#"):
-            fields[key] = re.sub(r"\\(.)", r"\1", value.strip("\"'"))
-    return {
-        names.OS_NAME: fields.get("NAME", ""),
-        names.OS_VERSION: fields.get("VERSION_ID", ""),
-        names.OS_DESCRIPTION: fields.get("PRETTY_NAME", ""),
-    }
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-
-
-class ImageReference(NamedTuple):
-    """A container image's name taken apart: ``docker.io/tgraf/netperf:latest@sha256:…``."""
-
-    name: str | None
-    tag: str | None
-    digest: str | None
-
-
-def image_reference(text: str) -> ImageReference:
-    """Take a container image's name apart. What is only an id (``sha256:…``) has a digest and no name.
-
-    A scheme before it (``docker-pullable://``, from the kubelet) is dropped. A colon begins a tag only after the last
-    slash; before that it begins a registry's port.
-    """
-    text = text.rpartition("://")[2]
-    if text.startswith("sha256:"):
-        return ImageReference(None, None, text)
-    rest, _, digest = text.partition("@")
-    path, slash, last = rest.rpartition("/")
-    last, _, tag = last.partition(":")
-    return ImageReference(f"{path}{slash}{last}" or None, tag or None, digest or None)
+def selects_keys(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a key of a label or an annotation is any of `patterns`, in which ``*`` stands for any characters."""
+    pattern = re.compile("|".join(map(translate, patterns)))
+    return lambda key: bool(patterns) and pattern.fullmatch(key) is not None
 
 
 class _Known(NamedTuple):
@@ -198,12 +65,20 @@ class _Known(NamedTuple):
 class Resources:
     """Finds the Resource that a process belongs to. Thread-safe.
 
-    The same container gives the same object for as long as what is known of it stays the same; at most `remembered`
-    are kept, the least recently used goes first.
+    The same service or container gives the same object for as long as what is known of it stays the same; at most
+    `remembered` are kept, the least recently used goes first.
     """
 
     def __init__(
-        self, host: Resource, *, local: bool = True, well_known_labels: bool = False, remembered: int = 4096
+        self,
+        host: Resource,
+        *,
+        local: bool = True,
+        well_known_labels: bool = False,
+        pod_labels: Sequence[str] = ("*",),
+        pod_annotations: Sequence[str] = (),
+        systemd_services: bool = True,
+        remembered: int = 4096,
     ) -> None:
         """Remember how to make Resources.
 
@@ -212,13 +87,19 @@ class Resources:
             local: Whether events are of this host. If not, each event's node stands for its host.
             well_known_labels: Whether ``app.kubernetes.io/`` labels count for ``service.*``. The conventions want this
                 to be asked for, since users may not know that their labels are used so.
-            remembered: Most containers to remember.
+            pod_labels: Which of a pod's labels are told; see `selects_keys`.
+            pod_annotations: Which of its annotations, likewise.
+            systemd_services: Whether processes outside of containers have their systemd service for a ``service.*``.
+            remembered: Most Resources to remember.
         """
         self._host = host
         self._local = local
         self._well_known_labels = well_known_labels
+        self._tells_label = selects_keys(pod_labels)
+        self._tells_annotation = selects_keys(pod_annotations)
+        self._systemd_services = systemd_services
         self._remembered = remembered
-        self._known: OrderedDict[tuple[str | None, ...], _Known] = OrderedDict()
+        self._known: OrderedDict[tuple[object, ...], _Known] = OrderedDict()
         self._lock = threading.Lock()
         self._container_base: Attributes = {
             name: value
@@ -229,43 +110,73 @@ class Resources:
     def of(self, process: Process) -> Resource:
         """The Resource of `process`."""
         container, pod = process.container, process.pod
+        container_id = container.id if container else process.container_id
+        pod_uid = (pod.uid if pod else None) or process.pod_uid
+        contained = bool(container_id or pod_uid or pod)
+        service = None
+        if not contained and self._systemd_services and process.cgroup is not None:
+            service = parse_unit(process.cgroup)
+        if self._local and service is None and not contained:
+            return self._host
         key = (
-            None if self._local else process.node,
-            container.id if container else process.container_id,
+            None if self._local else (process.node, process.cluster_name),
+            service,
+            container_id,
             pod.namespace if pod else None,
             pod.name if pod else None,
-            (pod.uid if pod else None) or process.pod_uid,
+            pod_uid,
             # On this host a process outside of any pod says nothing of the node.
-            process.node if pod or process.pod_uid else None,
+            process.node if pod or pod_uid else None,
         )
-        if self._local and not any(key):
-            return self._host
+        if container is not None and container.maybe_exec_probe:
+            # It is the process's, and not told of the container.
+            container = replace(container, maybe_exec_probe=False)
         with self._lock:
             known = self._known.get(key)
-            if known is not None and known.container == container and known.pod == pod:
+            if known is not None and _same(known.container, container) and _same(known.pod, pod):
                 self._known.move_to_end(key)
                 return known.resource
-            resource = Resource(self._attributes(process), names.SCHEMA_URL)
+            attributes = self._of_container(process) if contained else self._of_host(process, service)
+            resource = Resource(attributes, names.SCHEMA_URL)
             self._known[key] = _Known(container, pod, resource)
             self._known.move_to_end(key)
             while len(self._known) > self._remembered:
                 self._known.popitem(last=False)
             return resource
 
-    def _attributes(self, process: Process) -> Attributes:
-        container, pod = process.container, process.pod
-        container_id = container.id if container else process.container_id
-        pod_uid = (pod.uid if pod else None) or process.pod_uid
-        if not container_id and not pod and not pod_uid:
-            attributes = dict(self._host.attributes)
-        else:
-            attributes = dict(self._container_base)
-        if not self._local and process.node:
+    def _of_host(self, process: Process, service: Service | None) -> Attributes:
+        attributes: Attributes = dict(self._host.attributes)
+        if service is not None:
+            attributes[names.PROCMON_SYSTEMD_UNIT] = service.unit
+            if service.user_unit is not None:
+                attributes[names.PROCMON_SYSTEMD_USER_UNIT] = service.user_unit
+            if service.name is not None:
+                # Version, namespace and instance that are configured are the agent's service's.
+                attributes = {name: value for name, value in attributes.items() if not name.startswith("service.")}
+                attributes[names.SERVICE_NAME] = service.name
+        self._add_node(attributes, process)
+        return attributes
+
+    def _add_node(self, attributes: Attributes, process: Process) -> None:
+        """What an event of another node tells of that."""
+        if self._local:
+            return
+        if process.node:
             # A node's machine id is not in its events. Kubernetes keeps node names unique in a cluster, and Jaeger's
             # clock-skew adjustment takes two spans for one host's by comparing host.id: what counts is one key for all
             # of a node's records.
             attributes[names.HOST_NAME] = attributes[names.HOST_ID] = encodable(process.node)
-        facts: dict[str, str | None] = {names.CONTAINER_ID: container_id, names.K8S_POD_UID: pod_uid}
+        if process.cluster_name:
+            attributes[names.K8S_CLUSTER_NAME] = encodable(process.cluster_name)
+
+    def _of_container(self, process: Process) -> Attributes:
+        container, pod = process.container, process.pod
+        attributes: Attributes = dict(self._container_base)
+        self._add_node(attributes, process)
+        facts: dict[str, str | None] = {
+            names.CONTAINER_ID: container.id if container else process.container_id,
+            names.K8S_POD_UID: (pod.uid if pod else None) or process.pod_uid,
+        }
         image = ImageReference(None, None, None)
         if container is not None:
             # In a pod the name is the one in its specification; the runtime's own is another.
@@ -276,21 +187,22 @@ class Resources:
             facts[names.CONTAINER_IMAGE_NAME] = image.name
             if image.tag:
                 attributes[names.CONTAINER_IMAGE_TAGS] = (encodable(image.tag),)
-            reference = (container.image_id or "").rpartition("://")[2]
-            if "@" in reference:
-                attributes[names.CONTAINER_IMAGE_REPO_DIGESTS] = (encodable(reference),)
-        if pod is not None or pod_uid:
+            if digests := _repo_digests(container):
+                attributes[names.CONTAINER_IMAGE_REPO_DIGESTS] = tuple(map(encodable, digests))
+        if pod is not None or process.pod_uid:
             facts[names.K8S_NODE_NAME] = process.node
         if pod is not None:
             facts[names.K8S_NAMESPACE_NAME] = pod.namespace
             facts[names.K8S_POD_NAME] = pod.name
-            if pod.workload and (kind := _WORKLOADS.get((pod.workload_kind or "").lower())):
-                facts[kind] = pod.workload
+            facts[names.K8S_POD_IP] = pod.ip
+            facts[names.K8S_POD_START_TIME] = pod.start_time
+            facts.update(_workloads(pod))
+            if container is not None and container.restart_count is not None:
+                attributes[names.K8S_CONTAINER_RESTART_COUNT] = container.restart_count
         attributes.update((name, encodable(value)) for name, value in facts.items() if value)
         if pod is not None:
-            prefix = names.K8S_POD_LABEL.removesuffix("<key>")
-            # The conventions record an empty label as "", for it says something.
-            attributes.update((encodable(prefix + key), encodable(value)) for key, value in pod.labels.items())
+            attributes.update(_selected(names.K8S_POD_LABEL, pod.labels, self._tells_label))
+            attributes.update(_selected(names.K8S_POD_ANNOTATION, pod.annotations, self._tells_annotation))
             self._service_of_pod(attributes, pod, image)
         elif container is not None and container.name:
             attributes[names.SERVICE_NAME] = encodable(container.name)
@@ -324,8 +236,43 @@ class Resources:
                 attributes[name] = encodable(service)
 
 
+def _same(known: Container | Pod | None, now: Container | Pod | None) -> bool:
+    """Whether the same is known. Mostly it is the same object, and then there is no need to look into it."""
+    return known is now or known == now
+
+
 def _image(container: Container) -> ImageReference:
-    """Name and tag from the image's name, digest from its id where the name has none."""
+    """Name and tag from the image's name, digest from its id, or from where registries have it."""
     named = image_reference(container.image_name or "")
     identified = image_reference(container.image_id or "")
-    return ImageReference(named.name or identified.name, named.tag, named.digest or identified.digest)
+    published = image_reference(next(iter(_repo_digests(container)), ""))
+    # An id without a repository (what CRI-O gives) is the digest of the image's configuration, of which registries know
+    # nothing; it is better than none.
+    digest = named.digest or published.digest or identified.digest
+    return ImageReference(named.name or identified.name, named.tag, digest)
+
+
+def _repo_digests(container: Container) -> tuple[str, ...]:
+    if container.image_repo_digests:
+        return container.image_repo_digests
+    reference = (container.image_id or "").rpartition("://")[2]
+    return (reference,) if "@" in reference else ()
+
+
+def _workloads(pod: Pod) -> Mapping[str, str]:
+    """The attributes that name the pod's owners; of two of one kind the nearer one."""
+    found: dict[str, str] = {}
+    for owner in pod.owners:
+        if attribute := _WORKLOADS.get(owner.kind.lower()):
+            found.setdefault(attribute, owner.name)
+    if pod.workload and (attribute := _WORKLOADS.get((pod.workload_kind or "").lower())):
+        found.setdefault(attribute, pod.workload)
+    return found
+
+
+def _selected(template: str, values: Mapping[str, str], tells: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """The attributes of a `template` that ends in ``<key>``. The conventions record an empty value as "" here."""
+    prefix = template.removesuffix("<key>")
+    for key, value in values.items():
+        if tells(key):
+            yield encodable(prefix + key), encodable(value)

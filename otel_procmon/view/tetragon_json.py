@@ -8,7 +8,7 @@ for field. One of our own is built from the same pieces that Tetragon would have
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,9 @@ from otel_procmon.rfc3339 import format_rfc3339
 from otel_procmon.view.arguments import process_arguments
 from otel_procmon.view.quote import valid_unicode
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _DOCKER_ID_CHARACTERS = 31
 """How much of the container id Tetragon's ``docker`` holds."""
 _AUID_UNSET = 2**32 - 1
@@ -26,13 +29,21 @@ _AUID_UNSET = 2**32 - 1
 _ENCODER = msgspec.json.Encoder()
 
 
-def tetragon_json(happening: Happening) -> bytes | None:
+def tetragon_json(
+    happening: Happening,
+    *,
+    cluster_name: str | None = None,
+    tells_annotation: Callable[[str], bool] = lambda _: False,
+) -> bytes | None:
     """The line for `happening`, without a line end; None if Tetragon has no event for it.
+
+    `cluster_name` is the configured one; `tells_annotation` says by its key which annotations of a pod are in an event
+    of our own: none if not asked for, as with Tetragon.
 
     An image that another program replaced has no exit, and an opening span is OpenTelemetry's business. A process that
     was already running is a ``process_exec`` with the flag ``procFS``, as when Tetragon itself starts.
     """
-    document = _document(happening)
+    document = _document(happening, _Settings(cluster_name, tells_annotation))
     if document is None:
         return None
     try:
@@ -41,36 +52,41 @@ def tetragon_json(happening: Happening) -> bytes | None:
         return _ENCODER.encode(_encodable(document))
 
 
-def _document(happening: Happening) -> dict[str, Any] | None:
+class _Settings(NamedTuple):
+    cluster_name: str | None
+    tells_annotation: Callable[[str], bool]
+
+
+def _document(happening: Happening, settings: _Settings) -> dict[str, Any] | None:
     if isinstance(happening, Started):
         if not isinstance(happening.event, Discovered) and happening.event.raw is not None:
             return happening.event.raw
-        return _exec(happening)
+        return _exec(happening, settings)
     if isinstance(happening, Ended):
         if happening.event is not None and happening.event.raw is not None:
             return happening.event.raw
-        return _exit(happening)
+        return _exit(happening, settings)
     return None
 
 
-def _exec(happening: Started) -> dict[str, Any]:
+def _exec(happening: Started, settings: _Settings) -> dict[str, Any]:
     image = happening.image
-    process = _process(image)
+    process = _process(image, settings)
     if isinstance(happening.event, Discovered) and "procFS" not in image.process.flags:
         process["flags"] = " ".join(("procFS", *(flag for flag in image.process.flags if flag != "execve")))
     event = {"process": process}
-    if (parent := _parent(image)) is not None:
+    if (parent := _parent(image, settings)) is not None:
         event["parent"] = parent
-    return _envelope("process_exec", event, image.process, happening.event.time_unix_ns)
+    return _envelope("process_exec", event, image.process, happening.event.time_unix_ns, settings)
 
 
-def _exit(happening: Ended) -> dict[str, Any] | None:
+def _exit(happening: Ended, settings: _Settings) -> dict[str, Any] | None:
     image, exit_ = happening.image, happening.event
     if exit_ is None and image.ended != "lost":
         return None
-    process = _process(image)
+    process = _process(image, settings)
     event: dict[str, Any] = {"process": process}
-    if (parent := _parent(image)) is not None:
+    if (parent := _parent(image, settings)) is not None:
         event["parent"] = parent
     time_unix_ns = image.end_unix_ns if exit_ is None else exit_.time_unix_ns
     if exit_ is None or (exit_.code is None and exit_.signal is None):
@@ -83,21 +99,25 @@ def _exit(happening: Ended) -> dict[str, Any] | None:
     elif exit_.code:
         event["status"] = exit_.code
     event["time"] = format_rfc3339(time_unix_ns)
-    return _envelope("process_exit", event, image.process, time_unix_ns)
+    return _envelope("process_exit", event, image.process, time_unix_ns, settings)
 
 
-def _envelope(kind: str, event: dict[str, Any], process: Process, time_unix_ns: int) -> dict[str, Any]:
+def _envelope(
+    kind: str, event: dict[str, Any], process: Process, time_unix_ns: int, settings: _Settings
+) -> dict[str, Any]:
     document: dict[str, Any] = {kind: event}
     if process.node:
         document["node_name"] = process.node
     document["time"] = format_rfc3339(time_unix_ns)
+    if cluster_name := process.cluster_name or settings.cluster_name:
+        document["cluster_name"] = cluster_name
     return document
 
 
-def _parent(image: Image) -> dict[str, Any] | None:
+def _parent(image: Image, settings: _Settings) -> dict[str, Any] | None:
     """The parent while it is known, else as much of it as its child remembers."""
     if image.parent is not None:
-        return _process(image.parent)
+        return _process(image.parent, settings)
     if image.parent_exec_id is None:
         return None
     parent: dict[str, Any] = {"exec_id": image.parent_exec_id}
@@ -106,7 +126,7 @@ def _parent(image: Image) -> dict[str, Any] | None:
     return parent
 
 
-def _process(image: Image) -> dict[str, Any]:
+def _process(image: Image, settings: _Settings) -> dict[str, Any]:
     process = image.process
     document: dict[str, Any] = {"exec_id": process.exec_id, "pid": process.pid}
     # Tetragon's `uid` is the effective user.
@@ -124,7 +144,7 @@ def _process(image: Image) -> dict[str, Any]:
     document["start_time"] = format_rfc3339(process.start_unix_ns)
     document["auid"] = _AUID_UNSET if process.auid is None else process.auid
     if process.pod is not None:
-        document["pod"] = _pod(process, process.pod)
+        document["pod"] = _pod(process, process.pod, settings)
     if process.container_id:
         document["docker"] = process.container_id[:_DOCKER_ID_CHARACTERS]
     if image.parent_exec_id:
@@ -136,7 +156,7 @@ def _process(image: Image) -> dict[str, Any]:
     return document
 
 
-def _pod(process: Process, pod: Pod) -> dict[str, Any]:
+def _pod(process: Process, pod: Pod, settings: _Settings) -> dict[str, Any]:
     document: dict[str, Any] = _present({"namespace": pod.namespace, "name": pod.name, "uid": pod.uid})
     container = process.container
     if container is not None:
@@ -156,8 +176,9 @@ def _pod(process: Process, pod: Pod) -> dict[str, Any]:
     if pod.labels:
         document["pod_labels"] = dict(sorted(pod.labels.items()))
     document |= _present({"workload": pod.workload, "workload_kind": pod.workload_kind})
-    if pod.annotations:
-        document["pod_annotations"] = dict(sorted(pod.annotations.items()))
+    annotations = {key: value for key, value in sorted(pod.annotations.items()) if settings.tells_annotation(key)}
+    if annotations:
+        document["pod_annotations"] = annotations
     return document
 
 

@@ -26,7 +26,7 @@ from otel_procmon.config import (
     TraceOptions,
     read_config,
 )
-from otel_procmon.convert.resource import host_resource
+from otel_procmon.convert.host import host_resource
 from otel_procmon.deliver.settings import read_settings
 
 if TYPE_CHECKING:

@@ -10,14 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_procmon.convert.attributes import SCHEMA_URL
-from otel_procmon.convert.resource import (
-    ImageReference,
-    Resources,
-    environment_attributes,
-    host_resource,
-    image_reference,
-)
-from otel_procmon.events import Container, Pod, Process
+from otel_procmon.convert.host import environment_attributes, host_resource
+from otel_procmon.convert.image_reference import ImageReference, image_reference
+from otel_procmon.convert.resource import Resources
+from otel_procmon.events import Container, Owner, Pod, Process
 
 MACHINE_ID = "fdbf79e8af94cb7f9e8df36789187052"
 CONTAINER_ID = "1fb931d2f6e5e4cfdbaf30fdb8e2fdd81320bdb3047ded50120a4f82838209ce"
@@ -115,9 +111,99 @@ def test_bad_resource_attributes_are_void_as_a_whole(value: Any, caplog: Any) ->
     assert "OTEL_RESOURCE_ATTRIBUTES" in caplog.text
 
 
-def test_host_process_has_the_hosts_resource(root: Any) -> None:
+@pytest.mark.parametrize("cgroup", [None, "/", "/init.scope", "/user.slice/user-1000.slice/session-3.scope"])
+def test_host_process_has_the_hosts_resource(root: Any, cgroup: Any) -> None:
     resource = host(root)
-    assert Resources(resource).of(process(node="worker", cgroup="/system.slice/cron.service")) is resource
+    assert Resources(resource).of(process(node="worker", cgroup=cgroup)) is resource
+
+
+def test_systemd_service(root: Any) -> None:
+    resource = host(root, {"OTEL_RESOURCE_ATTRIBUTES": "service.version=1,team=a", "OTEL_SERVICE_NAME": "agent"})
+    resources = Resources(resource)
+    cron = resources.of(process(node="worker", cgroup="/system.slice/cron.service"))
+    assert cron.attributes == {
+        **{name: value for name, value in resource.attributes.items() if name != "service.version"},
+        "service.name": "cron",
+        "procmon.systemd.unit": "cron.service",
+    }
+    assert cron.schema_url == SCHEMA_URL
+    assert cron.attributes["team"] == "a"
+    # One object for all of its processes, wherever below it they are
+    assert resources.of(process(pid=7, node="worker", cgroup="/system.slice/cron.service/job")) is cron
+    assert Resources(resource, systemd_services=False).of(process(cgroup="/system.slice/cron.service")) is resource
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "expected"),
+    [
+        (
+            "/system.slice/system-postgresql.slice/postgresql@15-main.service",
+            {"service.name": "postgresql", "procmon.systemd.unit": "postgresql@15-main.service"},
+        ),
+        (
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/syncthing.service",
+            {
+                "service.name": "syncthing",
+                "procmon.systemd.unit": "user@1000.service",
+                "procmon.systemd.user_unit": "syncthing.service",
+            },
+        ),
+        # Nobody has named it
+        ("/system.slice/run-u42.service", {"service.name": "agent", "procmon.systemd.unit": "run-u42.service"}),
+    ],
+)
+def test_names_of_systemd_services(root: Any, cgroup: Any, expected: Any) -> None:
+    attributes = Resources(host(root, {"OTEL_SERVICE_NAME": "agent"})).of(process(cgroup=cgroup)).attributes
+    assert {n: v for n, v in attributes.items() if n.startswith(("service.", "procmon."))} == expected
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"container_id": CONTAINER_ID},
+        {"pod_uid": "6f2c1a52-3c5d-4a34-9f1e-0e5f0a9b7c11"},
+        {"container": Container(id=CONTAINER_ID)},
+        {"pod": Pod(name="xwing")},
+    ],
+)
+def test_a_unit_inside_of_a_container_does_not_count(root: Any, where: Any) -> None:
+    attributes = Resources(host(root)).of(process(cgroup="/system.slice/nginx.service", **where)).attributes
+    assert attributes["service.name"] != "nginx"
+    assert not [name for name in attributes if name.startswith("procmon.systemd")]
+
+
+def test_services_of_other_hosts(root: Any) -> None:
+    resources = Resources(host(root, local=False), local=False)
+    a, b = (resources.of(process(node=node, cgroup="/system.slice/cron.service")).attributes for node in "ab")
+    assert (a["service.name"], a["host.name"], b["host.name"]) == ("cron", "a", "b")
+
+
+def test_the_node_and_the_cluster_are_the_hosts(root: Any) -> None:
+    resource = host_resource({"NODE_NAME": "worker-1"}, root, cluster_name="prod", cluster_uid="u-0")
+    resources = Resources(resource)
+    known = {"k8s.node.name": "worker-1", "k8s.cluster.name": "prod", "k8s.cluster.uid": "u-0"}
+    for one in (
+        process(),
+        process(cgroup="/system.slice/kubelet.service"),
+        process(container_id=CONTAINER_ID),
+        pod_process(),
+    ):
+        node = {"k8s.node.name": "kind-control-plane"} if one.pod else {}
+        assert resources.of(one).attributes.items() >= {**known, **node}.items()
+    environ = {"OTEL_RESOURCE_ATTRIBUTES": "k8s.cluster.name=other", "NODE_NAME": "elsewhere"}
+    attributes = host_resource(environ, root, local=False, cluster_name="prod").attributes
+    assert attributes["k8s.cluster.name"] == "other"
+    assert "k8s.node.name" not in attributes
+
+
+def test_the_cluster_that_the_event_tells(root: Any) -> None:
+    resources = Resources(host_resource({}, root, local=False, cluster_name="configured"), local=False)
+    told = resources.of(pod_process(cluster_name="told"))
+    assert told.attributes["k8s.cluster.name"] == "told"
+    assert resources.of(process(node="n", cluster_name="told")).attributes["k8s.cluster.name"] == "told"
+    other = resources.of(pod_process())
+    assert other.attributes["k8s.cluster.name"] == "configured"
+    assert resources.of(pod_process(cluster_name="told")) is told
 
 
 def test_pod(root: Any) -> None:
@@ -208,6 +294,108 @@ def test_workload_labels_and_annotations(root: Any) -> None:
     assert "other/annotation" not in attributes
 
 
+# Pods as Kubernetes 1.20 has them: a Deployment's, a Job's of a CronJob, a static pod.
+WORKLOADS = {
+    "Deployment": (
+        {"owners": (Owner("ReplicaSet", "web-7d9f6bf9c4"), Owner("Deployment", "web"))},
+        {"k8s.replicaset.name": "web-7d9f6bf9c4", "k8s.deployment.name": "web"},
+        "web",
+    ),
+    "ReplicaSet, of which the deployment is only in the workload": (
+        {
+            "owners": (Owner("ReplicaSet", "web-7d9f6bf9c4"),),
+            "workload": "web",
+            "workload_kind": "Deployment",
+        },
+        {"k8s.replicaset.name": "web-7d9f6bf9c4", "k8s.deployment.name": "web"},
+        "web",
+    ),
+    "ReplicaSet": ({"owners": (Owner("ReplicaSet", "bare"),)}, {"k8s.replicaset.name": "bare"}, "bare"),
+    "StatefulSet": ({"owners": (Owner("StatefulSet", "db"),)}, {"k8s.statefulset.name": "db"}, "db"),
+    "DaemonSet": ({"owners": (Owner("DaemonSet", "proxy"),)}, {"k8s.daemonset.name": "proxy"}, "proxy"),
+    "CronJob": (
+        {"owners": (Owner("Job", "backup-28392010"), Owner("CronJob", "backup"))},
+        {"k8s.job.name": "backup-28392010", "k8s.cronjob.name": "backup"},
+        "backup",
+    ),
+    "Job": ({"owners": (Owner("Job", "migrate"),)}, {"k8s.job.name": "migrate"}, "migrate"),
+    "Tetragon's workload": ({"workload": "web", "workload_kind": "Deployment"}, {"k8s.deployment.name": "web"}, "web"),
+    "Tetragon's pod without a controller": ({"workload": "xwing", "workload_kind": "Pod"}, {}, "xwing"),
+    "static pod": ({"owners": (Owner("Node", "worker"),)}, {}, "xwing"),
+    "of one's own": ({"owners": (Owner("Rollout", "r"), Owner("Rollout", "s"))}, {}, "xwing"),
+    "two of one kind: the nearer one": (
+        {"owners": (Owner("ReplicaSet", "near"), Owner("ReplicaSet", "far"))},
+        {"k8s.replicaset.name": "near"},
+        "near",
+    ),
+}
+
+
+@pytest.mark.parametrize(("pod", "expected", "service"), WORKLOADS.values(), ids=WORKLOADS)
+def test_workloads(root: Any, pod: Any, expected: Any, service: Any) -> None:
+    plain = Resources(host(root)).of(pod_process()).attributes
+    attributes = Resources(host(root)).of(pod_process(pod=pod)).attributes
+    assert attributes == {**plain, **expected, "service.name": service}
+
+
+def test_what_the_api_tells_of_a_pod_and_a_container(root: Any) -> None:
+    repository = "docker.io/tgraf/netperf"
+    attributes = (
+        Resources(host(root))
+        .of(
+            pod_process(
+                pod={"ip": "10.244.0.7", "start_time": "2022-05-11T10:07:29Z"},
+                container={
+                    "image_id": "sha256:" + "a" * 64,
+                    "image_repo_digests": (f"{repository}@{DIGEST}", f"mirror.example/netperf@{DIGEST}"),
+                    "restart_count": 0,
+                },
+            )
+        )
+        .attributes
+    )
+    assert attributes["k8s.pod.ip"] == "10.244.0.7"
+    assert attributes["k8s.pod.start_time"] == "2022-05-11T10:07:29Z"
+    assert attributes["k8s.container.restart_count"] == 0
+    assert attributes["container.image.id"] == "sha256:" + "a" * 64
+    assert attributes["container.image.repo_digests"] == (f"{repository}@{DIGEST}", f"mirror.example/netperf@{DIGEST}")
+    assert attributes["service.version"] == f"latest@{DIGEST}"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "told"),
+    [
+        (["*"], {"app", "app.kubernetes.io/name", "appendix", "example.com/team"}),
+        ([], set()),
+        (["app"], {"app"}),
+        (["app.kubernetes.io/*", "example.com/team"], {"app.kubernetes.io/name", "example.com/team"}),
+        # A dot is a dot
+        (["app.*"], {"app.kubernetes.io/name"}),
+        (["other"], set()),
+    ],
+)
+def test_labels_and_annotations_that_are_selected(root: Any, patterns: Any, told: Any) -> None:
+    values = {"app": "x", "app.kubernetes.io/name": "n", "appendix": "", "example.com/team": "t"}
+    resources = Resources(host(root), pod_labels=patterns, pod_annotations=[])
+    attributes = resources.of(pod_process(pod={"labels": values, "annotations": values})).attributes
+    assert {n: v for n, v in attributes.items() if n.startswith("k8s.pod.label.")} == {
+        f"k8s.pod.label.{key}": values[key] for key in told
+    }
+    assert not [name for name in attributes if name.startswith("k8s.pod.annotation.")]
+    resources = Resources(host(root), pod_labels=[], pod_annotations=patterns)
+    attributes = resources.of(pod_process(pod={"labels": values, "annotations": values})).attributes
+    assert {n: v for n, v in attributes.items() if n.startswith("k8s.pod.annotation.")} == {
+        f"k8s.pod.annotation.{key}": values[key] for key in told
+    }
+
+
+def test_annotations_are_secret_unless_asked_for(root: Any) -> None:
+    pod = {"annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{…}"}, "labels": {"app": "x"}}
+    attributes = Resources(host(root)).of(pod_process(pod=pod)).attributes
+    assert "{…}" not in attributes.values()
+    assert attributes["k8s.pod.label.app"] == "x"
+
+
 @pytest.mark.parametrize("name", ["host.id", "k8s.pod.name", "k8s.pod.uid", "container.id", "os.name", "process.pid"])
 def test_a_pod_cannot_claim_to_run_elsewhere(root: Any, name: Any) -> None:
     resources = Resources(host(root))
@@ -267,6 +455,9 @@ def test_one_object_for_each_container(root: Any) -> None:
     first = resources.of(pod_process())
     assert resources.of(pod_process(pid=7)) is first
     assert resources.of(pod_process(container={"id": "f" * 64})) is not first
+    # What a process is taken for is no property of its container.
+    assert resources.of(pod_process(container={"maybe_exec_probe": True})) is first
+    assert resources.of(pod_process()) is first
     late = resources.of(pod_process(pod={"labels": {"app": "x"}}))
     assert late is not first
     assert late.attributes["k8s.pod.label.app"] == "x"

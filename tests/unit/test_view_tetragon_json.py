@@ -26,8 +26,8 @@ ID = "1fb931d2f6e5e4cfdbaf30fdb8e2fdd81320bdb3047ded50120a4f82838209ce"
 EXECS_AND_EXITS = {"process_exec", "process_exit"}
 
 
-def document(happening: Happening) -> dict[str, Any]:
-    encoded = tetragon_json(happening)
+def document(happening: Happening, **settings: Any) -> dict[str, Any]:
+    encoded = tetragon_json(happening, **settings)
     assert encoded is not None
     assert b"\n" not in encoded
     value: dict[str, Any] = json.loads(encoded)
@@ -122,7 +122,6 @@ def test_an_exec_of_our_own() -> None:
                     "pod_labels": {"class": "xwing", "org": "alliance"},
                     "workload": "xwing",
                     "workload_kind": "Deployment",
-                    "pod_annotations": {"a": "1", "b": "2"},
                 },
                 "docker": "1fb931d2f6e5e4cfdbaf30fdb8e2fdd",
                 "parent_exec_id": "cGFyZW50",
@@ -144,6 +143,33 @@ def test_an_exec_of_our_own() -> None:
     }
     # As text, because protojson's fields have an order.
     assert json.dumps(document(started(ours))) == json.dumps(expected)
+
+
+def test_annotations_if_asked_for() -> None:
+    told = document(started(image(**FULL)), tells_annotation=lambda key: key != "a")
+    assert list(told["process_exec"]["process"]["pod"].items())[-1] == ("pod_annotations", {"b": "2"})
+
+
+def test_the_cluster() -> None:
+    assert "cluster_name" not in document(started(image(**FULL)))
+    configured = document(exited(image(**FULL)), cluster_name="prod")
+    assert list(configured.items())[1:] == [
+        ("node_name", "worker"),
+        ("time", "2024-03-01T08:10:01.700Z"),
+        ("cluster_name", "prod"),
+    ]
+    told = document(started(image(cluster_name="there")), cluster_name="prod")
+    assert told["cluster_name"] == "there"
+
+
+def test_an_exec_probe() -> None:
+    container = Container(id=ID, runtime="cri-o", maybe_exec_probe=True)
+    told = document(started(image(**{**FULL, "container": container})))
+    assert told["process_exec"]["process"]["pod"]["container"] == {
+        "id": f"cri-o://{ID}",
+        "pid": 50,
+        "maybe_exec_probe": True,
+    }
 
 
 def test_what_is_not_known_is_absent() -> None:
