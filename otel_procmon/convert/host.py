@@ -80,17 +80,19 @@ def host_resource(
     host_name: str | None = None,
     machine: str | None = None,
     local: bool = True,
+    node_name: str | None = None,
     cluster_name: str | None = None,
     cluster_uid: str | None = None,
 ) -> Resource:
     """The Resource of processes that belong to nothing smaller.
 
     Args:
-        environ: For OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME, which win over everything else, and for NODE_NAME.
+        environ: For OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME, which win over everything else.
         root: The host's root directory, whose ``/etc/os-release`` and machine id are read.
         host_name: What the host calls itself; asked of the kernel if None.
         machine: As ``uname -m`` says; asked of the kernel if None.
         local: Whether the processes run on this host. If not, nothing of it is told.
+        node_name: What Kubernetes calls the host, if it does.
         cluster_name: Of the Kubernetes cluster, if it is configured.
         cluster_uid: Likewise.
     """
@@ -102,8 +104,7 @@ def host_resource(
             names.HOST_NAME: name,
             names.HOST_ID: _machine_id(root) or name,
             names.HOST_ARCH: _ARCHITECTURES.get(machine, machine),
-            # What it is set for: only Kubernetes knows how it calls a host.
-            names.K8S_NODE_NAME: environ.get("NODE_NAME"),
+            names.K8S_NODE_NAME: node_name,
             **_os_release(root),
         }
         attributes.update((key, encodable(value)) for key, value in found.items() if value)

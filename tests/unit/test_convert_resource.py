@@ -179,7 +179,7 @@ def test_services_of_other_hosts(root: Any) -> None:
 
 
 def test_the_node_and_the_cluster_are_the_hosts(root: Any) -> None:
-    resource = host_resource({"NODE_NAME": "worker-1"}, root, cluster_name="prod", cluster_uid="u-0")
+    resource = host_resource({}, root, node_name="worker-1", cluster_name="prod", cluster_uid="u-0")
     resources = Resources(resource)
     known = {"k8s.node.name": "worker-1", "k8s.cluster.name": "prod", "k8s.cluster.uid": "u-0"}
     for one in (
@@ -190,8 +190,8 @@ def test_the_node_and_the_cluster_are_the_hosts(root: Any) -> None:
     ):
         node = {"k8s.node.name": "kind-control-plane"} if one.pod else {}
         assert resources.of(one).attributes.items() >= {**known, **node}.items()
-    environ = {"OTEL_RESOURCE_ATTRIBUTES": "k8s.cluster.name=other", "NODE_NAME": "elsewhere"}
-    attributes = host_resource(environ, root, local=False, cluster_name="prod").attributes
+    environ = {"OTEL_RESOURCE_ATTRIBUTES": "k8s.cluster.name=other"}
+    attributes = host_resource(environ, root, local=False, node_name="worker-1", cluster_name="prod").attributes
     assert attributes["k8s.cluster.name"] == "other"
     assert "k8s.node.name" not in attributes
 
