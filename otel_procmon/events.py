@@ -55,6 +55,8 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str] = {}
     workload: str | None = None
     workload_kind: str | None = None
+    exec_probes: dict[str, tuple[tuple[str, ...], ...]] = {}
+    """Commands of the exec probes of each container, by its name."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import yaml
 
+from otel_procmon.containers.exec_probe import maybe_exec_probe
 from otel_procmon.lineage.image import Started
 from otel_procmon.patterns import compile_re2
 from otel_procmon.selectors import parse_selector
@@ -444,7 +445,7 @@ def _event_set(values: Sequence[Any], place: str) -> Test:
 
 
 def _health_check(value: Any, place: str) -> Test:
-    """Whether Tetragon takes it for an exec probe of its container; its own default list denies those.
+    """Whether it may be an exec probe of its container, or the child of one; Tetragon's own default list denies those.
 
     Of processes without a pod's metadata nothing of the kind is known, and they are none.
     """
@@ -452,8 +453,9 @@ def _health_check(value: Any, place: str) -> Test:
         raise FilterError(f"{place} must be true or false.")
 
     def test(happening: Happening) -> bool:
-        container = happening.image.process.container
-        return (container is not None and container.maybe_exec_probe) is value
+        parent = _parent(happening)
+        probe = maybe_exec_probe(happening.image.process) or (parent is not None and maybe_exec_probe(parent))
+        return probe is value
 
     return test
 

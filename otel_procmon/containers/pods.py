@@ -81,8 +81,29 @@ class _PodStatus(_Struct):
     ephemeral_container_statuses: list[_Status] | None = None
 
 
+class _Exec(_Struct):
+    command: list[str] | None = None
+
+
+class _Probe(_Struct):
+    exec: _Exec | None = None
+
+
+class _Specified(_Struct):
+    name: str = ""
+    liveness_probe: _Probe | None = None
+    readiness_probe: _Probe | None = None
+    startup_probe: _Probe | None = None
+
+
+class _Spec(_Struct):
+    containers: list[_Specified] | None = None
+    init_containers: list[_Specified] | None = None
+
+
 class _PodObject(_Struct):
     metadata: _Meta = msgspec.field(default_factory=_Meta)
+    spec: _Spec = msgspec.field(default_factory=_Spec)
     status: _PodStatus = msgspec.field(default_factory=_PodStatus)
 
 
@@ -120,6 +141,7 @@ def decode_pod(data: bytes | msgspec.Raw, keep_annotation: Callable[[str], bool]
         annotations={k: v for k, v in annotations.items() if k != _LAST_APPLIED and keep_annotation(k)},
         workload=workload.name,
         workload_kind=workload.kind,
+        exec_probes=_exec_probes(found.spec),
     )
     statuses = (
         *(status.init_container_statuses or ()),
@@ -148,6 +170,20 @@ def _owners(meta: _Meta, labels: dict[str, str]) -> tuple[Owner, ...]:
     elif controller.kind == "Job" and (match := _OF_CRON_JOB.fullmatch(controller.name)):
         return nearest, Owner("CronJob", match["name"])
     return (nearest,)
+
+
+def _exec_probes(spec: _Spec) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The commands of the exec probes of each container that has any."""
+    probes = {}
+    for container in (*(spec.containers or ()), *(spec.init_containers or ())):
+        commands = tuple(
+            tuple(probe.exec.command)
+            for probe in (container.liveness_probe, container.readiness_probe, container.startup_probe)
+            if probe is not None and probe.exec is not None and probe.exec.command
+        )
+        if commands:
+            probes[container.name] = tuple(dict.fromkeys(commands))
+    return probes
 
 
 def _workload(meta: _Meta, owners: tuple[Owner, ...]) -> Owner:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from otel_procmon.containers.exec_probe import maybe_exec_probe
 from otel_procmon.decode.tetragon import LOST_EXIT
 from otel_procmon.events import Discovered, Pod, Process
 from otel_procmon.lineage.image import Ended, Happening, Image, Started
@@ -169,7 +170,7 @@ def _pod(process: Process, pod: Pod, settings: _Settings) -> dict[str, Any]:
             part["start_time"] = container.start_time
         if process.vpid is not None:
             part["pid"] = process.vpid
-        if container.maybe_exec_probe:
+        if maybe_exec_probe(process):
             part["maybe_exec_probe"] = True
         document["container"] = part
     # protojson writes the entries of a map in the order of their keys.

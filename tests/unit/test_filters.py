@@ -270,6 +270,13 @@ def test_init_tree(entry: dict[str, Any]) -> None:
     assert allows({"in_init_tree": False}, started(image(**HOST)))
 
 
+def test_what_a_health_check_starts_is_one() -> None:
+    probe = image(**{**XWING, "container": Container(id=ID, maybe_exec_probe=True)})
+    child, grandchild = image(**XWING), image(**XWING)
+    child.parent, grandchild.parent = probe, child
+    assert [allows({"health_check": True}, started(each)) for each in (probe, child, grandchild)] == [True, True, False]
+
+
 ENTRIES = st.fixed_dictionaries(
     {},
     optional={
