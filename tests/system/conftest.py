@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -82,15 +83,13 @@ def agent_on_node(node: Node) -> AgentOnNode:
         records = directory / f"records-{sum(1 for _ in directory.glob('records-*'))}.jsonl"
         environment = {
             "NODE_NAME": NAME,
-            # A path that does not exist is no configuration: nothing is found at the default places either.
-            "KUBECONFIG": str(kubeconfig or node.admin_kubeconfig) if api else str(directory / "absent"),
-            "CONTAINER_RUNTIME_ENDPOINT": f"unix://{node.cri_socket}" if cri else "",
-            "HOME": str(directory),
+            "KUBECONFIG": str(kubeconfig or node.admin_kubeconfig),
+            "CONTAINER_RUNTIME_ENDPOINT": f"unix://{node.cri_socket}",
         }
-        outputs = ("run", "-o", f"otlp-json:{records}", *arguments)
-        with run_command(
-            directory, *outputs, env=environment, records=records, through=node.place.network
-        ) as agent:
+        asked = directory / f"{records.stem}.yaml"
+        asked.write_text(f"containers: {{ask_kubernetes: {json.dumps(api)}, ask_runtime: {json.dumps(cri)}}}\n")
+        outputs = ("run", "--config", str(asked), "-o", f"otlp-json:{records}", *arguments)
+        with run_command(directory, *outputs, env=environment, records=records, through=node.place.network) as agent:
             yield agent
 
     return run

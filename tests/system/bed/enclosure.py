@@ -121,7 +121,7 @@ class Enclosure:
     def __init__(self, directory: Path, holder: subprocess.Popen[bytes]) -> None:
         self.directory = directory
         self._holder = holder
-        self.mount_namespace = os.readlink(f"/proc/{holder.pid}/ns/mnt")
+        self.mount_namespace = _mount_namespace(holder.pid)
 
     @property
     def network(self) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ class Enclosure:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != self._holder.pid:
                 with suppress(OSError):
-                    if os.readlink(entry / "ns/mnt") == self.mount_namespace:
+                    if _mount_namespace(int(entry.name)) == self.mount_namespace:
                         found.append(int(entry.name))
         return found
 
@@ -193,10 +193,10 @@ def enclosure(directory: Path) -> Iterator[Enclosure]:
             start_new_session=True,
         )
         undo.callback(_end, holder)
-        ours = os.readlink("/proc/self/ns/mnt")
+        ours = _mount_namespace(os.getpid())
         wait_until(
             # unshare has become sleep: the namespaces are there, and their mounts are private.
-            lambda: os.readlink(f"/proc/{holder.pid}/ns/mnt") != ours and _comm(holder.pid) == "sleep",
+            lambda: _mount_namespace(holder.pid) != ours and _comm(holder.pid) == "sleep",
             "there are namespaces",
         )
         made = Enclosure(directory, holder)
@@ -261,6 +261,10 @@ def _remove_mount_point(made: list[Path]) -> None:
         # Somebody else may have put something there meanwhile.
         with suppress(OSError):
             directory.rmdir()
+
+
+def _mount_namespace(pid: int) -> str:
+    return str(Path(f"/proc/{pid}/ns/mnt").readlink())
 
 
 def _comm(pid: int) -> str:

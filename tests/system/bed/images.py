@@ -107,9 +107,7 @@ def write_archive(name: str, tree: Path, command: Sequence[str], archive: Path) 
     annotations = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
     index = {
         "schemaVersion": 2,
-        "manifests": [
-            {**_descriptor("manifest.v1+json", manifest), "platform": target, "annotations": annotations}
-        ],
+        "manifests": [{**_descriptor("manifest.v1+json", manifest), "platform": target, "annotations": annotations}],
     }
     with tarfile.open(archive, "w") as tar:
         _add(tar, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))

@@ -1,7 +1,7 @@
 """A real Kubernetes node: etcd, API server, controllers, scheduler, kubelet and containerd, in an enclosure.
 
 Everything is where a node has it by default (`enclosure.PRIVATE`): the CRI socket at ``/run/containerd/containerd.sock``,
-the kubelet in ``/var/lib/kubelet``, its cgroups below ``/kubepods``. There is no kube-proxy and no DNS: the one Service
+the kubelet in ``/var/lib/kubelet``, its cgroups below ``/kubepods`` (unless another kubelet has that). There is no kube-proxy and no DNS: the one Service
 that anybody needs, the API server's, is a rule of iptables.
 
 Authorization is Kubernetes' own (RBAC), with two static tokens: `ADMIN` may do everything, `NOBODY` nothing.
@@ -99,8 +99,9 @@ _CONTROLLERS = "*,-nodeipam,-route,-cloud-node-lifecycle,-ttl,-attachdetach,-per
 class Node:
     """The running node."""
 
-    def __init__(self, place: Enclosure, programs: Path) -> None:
+    def __init__(self, place: Enclosure, programs: Path, cgroup_root: str) -> None:
         self.place = place
+        self._cgroup_root = cgroup_root
         self.admin_kubeconfig = self._kubeconfig("admin", ADMIN)
         self.nobody_kubeconfig = self._kubeconfig("nobody", NOBODY)
         directory = place.directory
@@ -257,7 +258,7 @@ class Node:
         directory = self.place.directory
         _certificates(directory / "pki")
         (directory / "containerd.toml").write_text(_CONTAINERD.format(directory=directory))
-        (directory / "kubelet.yaml").write_text(yaml.safe_dump(_KUBELET))
+        (directory / "kubelet.yaml").write_text(yaml.safe_dump({**_KUBELET, "cgroupRoot": self._cgroup_root}))
         (self.place.own("/etc/cni/net.d") / "10-pods.conflist").write_text(json.dumps(_BRIDGE))
         self.static_pods.mkdir()
         self._network()
@@ -285,7 +286,7 @@ class Node:
             wait_until(lambda: not self.tasks(), "no container runs any more", 60)
         except BedError as error:
             # What is left is ended with the cgroups and the namespaces.
-            print(f"the node's pods could not be ended in order: {error}")  # noqa: T201
+            print(f"the node's pods could not be ended in order: {error}")
         for daemon in (self.kubelet, self.scheduler, self.controllers, self.api_server, self.etcd, self.containerd):
             daemon.stop()
 
@@ -316,16 +317,18 @@ class Node:
 def running_node(directory: Path, programs: Path) -> Iterator[Node]:
     """A node in `directory`, which must be on a file system that overlays work on, with Kubernetes' `programs`.
 
-    After the block it is stopped, and this machine is as before. BedError if it does not start, or if there are cgroups
-    of another kubelet, which this one would take for its own.
+    After the block it is stopped, and this machine is as before. BedError if it does not start.
     """
-    taken = [str(root / _CGROUPS) for root in cgroup_roots() if (root / _CGROUPS).exists()]
-    if taken:
-        raise BedError(f"another kubelet runs here, or has left its cgroups: {', '.join(taken)}")
+    # Another kubelet's pods would be ended by this one, which takes everything in there for its own: next to one, the
+    # whole tree is a level deeper.
+    taken = any((root / _CGROUPS).exists() for root in cgroup_roots())
+    cgroup = directory.name if taken else ""
     with ExitStack() as undo:
         # Last of all, when nothing is there any more that would make them again.
-        undo.callback(end_cgroups, _CGROUPS)
-        node = Node(undo.enter_context(enclosure(directory)), programs)
+        undo.callback(end_cgroups, cgroup or _CGROUPS)
+        for root in cgroup_roots():
+            (root / cgroup).mkdir(exist_ok=True)
+        node = Node(undo.enter_context(enclosure(directory)), programs, f"/{cgroup}")
         undo.callback(node.stop)
         node.start()
         yield node
