@@ -119,6 +119,25 @@ class PodState(NamedTuple):
 
 _DECODER: Final = msgspec.json.Decoder(_PodObject)
 
+_SAME_MAX: Final = 8192
+_same_texts: dict[str, str] = {}
+_same_labels: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+
+
+def _same(text: str) -> str:
+    """One object for equal texts: thousands of pods have the same few images, owners and times."""
+    if len(_same_texts) >= _SAME_MAX:
+        _same_texts.clear()
+    return _same_texts.setdefault(text, text)
+
+
+def _same_dict(labels: dict[str, str]) -> dict[str, str]:
+    """One object for equal labels: all pods of a workload have the same."""
+    key = tuple((_same(name), _same(value)) for name, value in labels.items())
+    if len(_same_labels) >= _SAME_MAX:
+        _same_labels.clear()
+    return _same_labels.setdefault(key, dict(key))
+
 
 def decode_pod(data: bytes | msgspec.Raw, keep_annotation: Callable[[str], bool] = lambda _: True) -> PodState:
     """One pod of the API. Raises msgspec.DecodeError for what is not a pod with a uid."""
@@ -131,14 +150,16 @@ def decode_pod(data: bytes | msgspec.Raw, keep_annotation: Callable[[str], bool]
     owners = _owners(meta, labels)
     workload = _workload(meta, owners)
     pod = Pod(
-        namespace=meta.namespace or None,
+        namespace=_same(meta.namespace) or None,
         name=meta.name or None,
         uid=meta.uid,
         ip=status.pod_ip or None,
-        start_time=status.start_time,
+        start_time=_same(status.start_time) if status.start_time else None,
         owners=owners,
-        labels=labels,
-        annotations={k: v for k, v in annotations.items() if k != _LAST_APPLIED and keep_annotation(k)},
+        labels=_same_dict(labels),
+        annotations=_same_dict(
+            {key: value for key, value in annotations.items() if key != _LAST_APPLIED and keep_annotation(key)}
+        ),
         workload=workload.name,
         workload_kind=workload.kind,
         exec_probes=_exec_probes(found.spec),
@@ -162,13 +183,13 @@ def _owners(meta: _Meta, labels: dict[str, str]) -> tuple[Owner, ...]:
     # A static pod's mirror belongs to its node.
     if controller is None or controller.kind == "Node" or not controller.name:
         return ()
-    nearest = Owner(controller.kind, controller.name)
+    nearest = Owner(_same(controller.kind), _same(controller.name))
     suffix = f"-{labels[_TEMPLATE_HASH]}" if labels.get(_TEMPLATE_HASH) else ""
     if controller.kind == "ReplicaSet" and suffix and len(controller.name) > len(suffix):
         if controller.name.endswith(suffix):
-            return nearest, Owner("Deployment", controller.name.removesuffix(suffix))
+            return nearest, Owner("Deployment", _same(controller.name.removesuffix(suffix)))
     elif controller.kind == "Job" and (match := _OF_CRON_JOB.fullmatch(controller.name)):
-        return nearest, Owner("CronJob", match["name"])
+        return nearest, Owner("CronJob", _same(match["name"]))
     return (nearest,)
 
 
@@ -210,13 +231,13 @@ def _container(status: _Status, container_id: str, started_at: str | None, resta
     reference = status.image_id.rpartition("://")[2]
     return Container(
         id=bare_id,
-        runtime=runtime or None,
-        name=status.name or None,
-        image_id=status.image_id or None,
-        image_name=status.image or None,
-        image_repo_digests=(reference,) if "@" in reference else (),
+        runtime=_same(runtime) or None,
+        name=_same(status.name) or None,
+        image_id=_same(status.image_id) or None,
+        image_name=_same(status.image) or None,
+        image_repo_digests=(_same(reference),) if "@" in reference else (),
         restart_count=restart_count,
-        start_time=started_at,
+        start_time=_same(started_at) if started_at else None,
     )
 
 
