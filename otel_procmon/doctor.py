@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 from urllib.parse import urlsplit
 
 from otel_procmon import __version__
-from otel_procmon.config import Capture
+from otel_procmon.config import Capture, ContainerOptions
+from otel_procmon.containers.kube_access import find_access
+from otel_procmon.containers.pod_watch import examine_api
+from otel_procmon.containers.sources import EndpointError, find_socket
 from otel_procmon.decode.kernel import KernelDecoder
 from otel_procmon.deliver.delivery import DeliveryError
 from otel_procmon.deliver.settings import Signal, read_settings
@@ -54,6 +57,7 @@ def _findings(environ: Mapping[str, str], messages: TextIO | None) -> Iterator[F
     yield _cgroups()
     if not Path("/etc/machine-id").exists():
         yield Finding("note", "no /etc/machine-id: host.id is the host's name; systemd-machine-id-setup makes one")
+    yield from _containers(environ, Path("/"))
     yield from _endpoints(environ)
 
 
@@ -95,6 +99,25 @@ def _cgroups() -> Finding:
     if _HYBRID.exists():
         return Finding("ok", "cgroup v1 and v2 (hybrid): containers are known by the cgroup that is used")
     return Finding("ok", "cgroup v1: containers are known by their cgroup")
+
+
+def _containers(environ: Mapping[str, str], root: Path) -> Iterator[Finding]:
+    """Whether the runtime and the Kubernetes API answer, where there is a sign of them."""
+    try:
+        path = find_socket(ContainerOptions(), environ, root)
+    except EndpointError as error:
+        yield Finding("missing", str(error))
+        path = None
+    if path is not None:
+        from otel_procmon.containers.cri import examine_runtime  # noqa: PLC0415 - gRPC costs 17 MB
+
+        answers, what = examine_runtime(path)
+        yield Finding("ok" if answers else "note", what)
+    access = find_access(environ, root)
+    if access is not None:
+        node = environ.get("NODE_NAME") or socket.gethostname()
+        answers, what = examine_api(access, node)
+        yield Finding("ok" if answers else "note", what)
 
 
 def _endpoints(environ: Mapping[str, str]) -> Iterator[Finding]:

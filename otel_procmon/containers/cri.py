@@ -355,7 +355,6 @@ class RuntimeSource:
     def _fails(self, error: Exception) -> bool:
         """Say what is wrong, and wait a little. True: it will never be otherwise."""
         code = error.code() if isinstance(error, grpc.RpcError) else None
-        details = (error.details() if isinstance(error, grpc.RpcError) else str(error)) or str(code)
         if code == _NO_SUCH_SERVICE:
             # Docker's own containerd, for one.
             _log.info("%s is no runtime of Kubernetes': it does not have the CRI", self._path)
@@ -371,7 +370,7 @@ class RuntimeSource:
             _log.warning(
                 "the container runtime at %s does not answer (%s): until it does, containers have no names",
                 self._path,
-                details,
+                _reason(error),
             )
         with self._changed:
             now_s = self._clock()
@@ -399,6 +398,32 @@ class RuntimeSource:
                     return
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, _EVENTS_AGAIN_S)
+
+
+def examine_runtime(path: str) -> tuple[bool, str]:
+    """Whether the runtime at the socket `path` answers, and a sentence about it."""
+    runtime = Runtime(path)
+    try:
+        version = runtime.version()
+        count = len(runtime.containers())
+    except grpc.RpcError as error:
+        if error.code() == _NO_SUCH_SERVICE:
+            return False, f"{path} answers, but not as a runtime of Kubernetes': containers are known by their ids only"
+        return False, (
+            f"the container runtime at {path} does not answer ({_reason(error)}): start it, run as root, mount its "
+            "socket into the agent's pod, or name another one in CONTAINER_RUNTIME_ENDPOINT"
+        )
+    finally:
+        runtime.close()
+    return True, f"the container runtime answers: {version.runtime_name} {version.runtime_version}, {count} containers"
+
+
+def _reason(error: Exception) -> str:
+    """Why a call failed, without gRPC's account of how it got there."""
+    if not isinstance(error, grpc.RpcError):
+        return str(error)
+    details = str(error.details() or "").rpartition("error: ")[2]
+    return details[:1].lower() + details[1:] or error.code().name
 
 
 def _without_the_kubelets(labels: Mapping[str, str]) -> dict[str, str]:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import urllib3
 
-from otel_procmon.containers.kube_access import AccessError
+from otel_procmon.containers.kube_access import AccessError, ApiServer
 from otel_procmon.containers.pods import Pods, decode_pod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otel_procmon.containers.kube_access import ApiServer
+    from otel_procmon.containers.kube_access import Access
     from otel_procmon.containers.metadata import Known, State
     from otel_procmon.ledger import Ledger
 
@@ -36,6 +36,7 @@ _LIST_S: Final = 60.0
 _WATCH_S: Final = (240, 360)
 """Watches end after a while, not all of a cluster's agents' at once. A server that vanished is noticed by then."""
 _LONGER_S: Final = 30.0
+_EXAMINE_S: Final = 10.0
 _READ_BYTES: Final = 65_536
 _LINE_MAX_BYTES: Final = 32 * 1024 * 1024
 """An object in the API has 1.5 MiB at most (etcd's limit for a request)."""
@@ -329,6 +330,28 @@ class PodWatch:
         if self._told is None:
             self._told = sentence
             _log.warning("%s", sentence)
+
+
+def examine_api(access: Access, node: str) -> tuple[bool, str]:
+    """Whether the Kubernetes API lets the agent list this node's pods, and a sentence about it."""
+    where = str(access)
+    try:
+        server = ApiServer(access)
+        where = f"{server.address}, by {access}"
+        query = {"fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
+        with _answered(server.get(PATH, query, _EXAMINE_S)) as answer:
+            pods = len(_LISTS.decode(answer.read(_LIST_MAX_BYTES)).items or ())
+    except AccessError as error:
+        return False, f"{error}; mend it, or set containers.ask_kubernetes to false"
+    except ApiError as error:
+        return False, (
+            f"the Kubernetes API ({where}) refuses to list pods ({error}): let the agent's service account get, list "
+            "and watch pods (examples/kubernetes)"
+        )
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        return False, f"the Kubernetes API ({where}) does not answer ({error}): see its address and the network"
+    hint = "" if pods else f"; is {node!r} this node's name there? If not, set NODE_NAME"
+    return True, f"the Kubernetes API ({where}) lists {pods} pods of this node{hint}"
 
 
 @contextlib.contextmanager
