@@ -77,6 +77,16 @@ require_libbpf() {
 	return 1
 }
 
+# Python's headers, which compiling needs (PROCMON_COMPILE=1). Needs PYTHON.
+require_headers() {
+	local header
+	header=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
+	if [ ! -e "$header" ]; then
+		can_install || die "$header is missing: apt-get install python3-dev"
+		install_packages python3-dev || die "apt could not install python3-dev: see above"
+	fi
+}
+
 # A virtual environment that works: its Python starts and has pip.
 good_venv() { "$1/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
 
@@ -115,12 +125,13 @@ require_bed_packages() {
 }
 
 # build_wheel ROOT PYTHON DIRECTORY: the package at ROOT as a wheel in DIRECTORY. From a copy: setuptools would leave
-# its build directory, which is root's then and whose old files get into the next wheel.
+# its build directory, which is root's then and whose old files get into the next wheel. With PROCMON_COMPILE=1 in the
+# environment it has compiled modules (setup.py).
 build_wheel() {
 	local copy
 	copy=$(mktemp -d)
 	mkdir "$copy/bpf"
-	cp -R "$1"/{otel_procmon,pyproject.toml,README.md,LICENSE} "$copy"
+	cp -R "$1"/{otel_procmon,pyproject.toml,setup.py,build_backend.py,README.md,LICENSE} "$copy"
 	cp "$1"/bpf/LICENSE.* "$copy/bpf"
 	"$2" -m pip wheel -q --no-deps -w "$3" "$copy"
 	local status=$?

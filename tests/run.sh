@@ -9,6 +9,7 @@
 #     PROCMON_REQUIRE   tiers that must run instead of being skipped: "kernel" by default for root on a kernel with BTF
 #     PROCMON_CHECKS    what to do, by default "lint types docs tests"
 #     PROCMON_VENV      another virtual environment than .venv-test
+#     PROCMON_COMPILE   if set, the package is compiled (setup.py)
 #     PYTHON            the Python to make it with: by default the newest from 3.10 on
 set -euo pipefail
 
@@ -70,6 +71,7 @@ tests() { "$venv/bin/pytest" -o cache_dir="$venv/cache/pytest" "$@"; }
 
 require_python
 require_tools
+[ -z "${PROCMON_COMPILE:-}" ] || require_headers
 require_libbpf || say "the kernel tier cannot run without it"
 install_wheel
 

@@ -24,7 +24,7 @@ from otel_procmon.encode.otlp_json import SCOPE_NAME
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from otel_procmon.convert.records import AttributeValue, LogRecord, Record, Resource
+    from otel_procmon.convert.records import LogRecord, Record, Resource
     from otel_procmon.ledger import Ledger
 
 PLACE: Final = "encode"
@@ -213,8 +213,11 @@ class OtlpEncoder:
             known = self._resources[id(resource)] = (resource, _field(1, content))
         return known[1]
 
-    def _encoded(self, attributes: Mapping[str, AttributeValue]) -> list[bytes]:
-        """KeyValue messages, each with its length before it."""
+    def _encoded(self, attributes: Mapping[str, Any]) -> list[bytes]:
+        """KeyValue messages, each with its length before it.
+
+        The values are `AttributeValue` as a rule; whatever else comes is counted.
+        """
         result = []
         names_ = self._names
         for name, value in attributes.items():
@@ -227,7 +230,7 @@ class OtlpEncoder:
             if values is None or (kind is not str and kind is not int and kind is not tuple):
                 encoded = _key_value(known, value)
             else:
-                encoded = values.get(value)  # type: ignore[arg-type]
+                encoded = values.get(value)
                 if encoded is None:
                     encoded = _key_value(known, value)
                     if encoded is not None and len(encoded) <= _REMEMBERED_BYTES:
@@ -272,7 +275,7 @@ class _Name(NamedTuple):
     """Attributes that were encoded before. None where to remember them is no use."""
 
 
-def _key_value(name: _Name, value: AttributeValue) -> bytes | None:
+def _key_value(name: _Name, value: Any) -> bytes | None:
     """A KeyValue message with its length before it; None for a value that OTLP cannot hold."""
     key, size, _ = name
     # Most are short texts and numbers, whose lengths take a byte each: for these the general way, below, is too long.

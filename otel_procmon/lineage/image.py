@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from otel_procmon.events import Discovered, Exec, Exit
+
 if TYPE_CHECKING:
-    from otel_procmon.events import Discovered, Exec, Exit, Process
+    from otel_procmon.events import Process
 
 EntryReason = Literal["unknown_parent", "kernel_parent", "init_parent", "container", "session", "service", "limit"]
 """Why a trace begins at an image: design rules 1 to 5, in their order."""

@@ -23,7 +23,7 @@ from otel_procmon.events import Discovered, Event, Exec, Exit, Fork, Process
 from otel_procmon.lineage.arguments import LongArguments
 from otel_procmon.lineage.entry import began, entry_reason
 from otel_procmon.lineage.ids import process_id
-from otel_procmon.lineage.image import Ended, EndReason, Happening, Image, Opened, SpanRef, Started
+from otel_procmon.lineage.image import Ended, EndReason, EntryReason, Happening, Image, Opened, SpanRef, Started
 from otel_procmon.lineage.init_tree import in_init_tree
 from otel_procmon.lineage.succession import at_exit, contained, executed, forked
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from otel_procmon.config import LineageOptions, TraceOptions
     from otel_procmon.ledger import Ledger
     from otel_procmon.lineage.ids import SpanIds
-    from otel_procmon.lineage.image import EntryReason
 
 PLACE: Final = "lineage"
 """Where in the ledger events are accounted for."""

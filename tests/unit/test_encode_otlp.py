@@ -117,5 +117,5 @@ def test_what_is_remembered_is_bounded_and_right() -> None:
         (first, second) = parsed.resource_logs[0].scope_logs[0].log_records[0].attributes
         assert (first.key, first.value.string_value) == ("n", str(number))
         assert (second.key, second.value.bool_value) == (f"key{number}", True)
-    kept = [len(value) for value in vars(encoder).values() if isinstance(value, dict)]
+    kept = [len(encoder._names), len(encoder._event_names), len(encoder._resources)]
     assert max(kept) <= 8192
