@@ -10,18 +10,18 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from otel_procmon.convert import attributes as names
-from otel_procmon.convert.records import LogRecord, Shared, Span
+from otel_procmon.convert.records import LogRecord, Resource, Shared, Span
 from otel_procmon.convert.text import encodable
-from otel_procmon.events import Discovered, Usage
+from otel_procmon.events import Discovered, Process, Usage
 from otel_procmon.lineage.image import Ended, Happening, Opened, Started, executable_name
 from otel_procmon.rfc3339 import format_rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from otel_procmon.convert.records import Attributes, Record, Resource
+    from otel_procmon.convert.records import Attributes, Record
     from otel_procmon.convert.resource import Resources
-    from otel_procmon.events import Exit, Process
+    from otel_procmon.events import Exit
     from otel_procmon.lineage.image import Image
 
 SEVERITY_INFO: Final = 9
