@@ -21,11 +21,36 @@ from otel_procmon.view.arguments import process_arguments
 from otel_procmon.view.quote import valid_unicode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 _DOCKER_ID_CHARACTERS = 31
 """How much of the container id Tetragon's ``docker`` holds."""
 _AUID_UNSET = 2**32 - 1
+
+# Tetragon, pkg/reader/exec: flagsOrdered
+_IN_INIT_TREE = "inInitTree"
+_FLAGS = (
+    "execve",
+    "procFS",
+    "errorEnvs",
+    "truncArgs",
+    "miss",
+    "errorFilename",
+    "errorArgs",
+    "nocwd",
+    "rootcwd",
+    "errorCWD",
+    "clone",
+    "errorCgroupName",
+    "errorCgroupID",
+    "errorCgroupSubsysCgrp",
+    "errorCgroupSubsys",
+    "errorCgroups",
+    "errorPathResolutionCwd",
+    "dataFilename",
+    "dataArgs",
+    _IN_INIT_TREE,
+)
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -74,7 +99,7 @@ def _exec(happening: Started, settings: _Settings) -> dict[str, Any]:
     image = happening.image
     process = _process(image, settings)
     if isinstance(happening.event, Discovered) and "procFS" not in image.process.flags:
-        process["flags"] = " ".join(("procFS", *(flag for flag in image.process.flags if flag != "execve")))
+        process["flags"] = _flags(image, ("procFS", *(flag for flag in image.process.flags if flag != "execve")))
     event = {"process": process}
     if (parent := _parent(image, settings)) is not None:
         event["parent"] = parent
@@ -140,8 +165,8 @@ def _process(image: Image, settings: _Settings) -> dict[str, Any]:
         document["binary"] = process.binary
     if arguments := process_arguments(process):
         document["arguments"] = arguments
-    if process.flags:
-        document["flags"] = " ".join(process.flags)
+    if flags := _flags(image, process.flags):
+        document["flags"] = flags
     document["start_time"] = format_rfc3339(process.start_unix_ns)
     document["auid"] = _AUID_UNSET if process.auid is None else process.auid
     if process.pod is not None:
@@ -155,6 +180,15 @@ def _process(image: Image, settings: _Settings) -> dict[str, Any]:
         # A wrapper: Tetragon writes `false` as well.
         document["in_init_tree"] = image.in_init_tree
     return document
+
+
+def _flags(image: Image, flags: Collection[str]) -> str:
+    """`flags` in Tetragon's order, with what only lineage knows. Those that Tetragon has not got come last."""
+    known = set(flags)
+    if image.in_init_tree:
+        known.add(_IN_INIT_TREE)
+    rest = [flag for flag in flags if flag not in _FLAGS]
+    return " ".join([*(flag for flag in _FLAGS if flag in known), *rest])
 
 
 def _pod(process: Process, pod: Pod, settings: _Settings) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from otel_procmon.containers.exec_probe import maybe_exec_probe
 from otel_procmon.containers.pods import decode_pod
 from otel_procmon.events import Container, Pod, Process
 
-PROBES = {
+PROBES: dict[str, tuple[tuple[str, ...], ...]] = {
     "redis": (("/health/ping.sh", "5"), ("sh", "-c", "redis-cli ping")),
     "sidecar": (("grpc_health_probe", "-addr=:5050"),),
 }

@@ -183,6 +183,14 @@ def test_init_tree_is_told_where_the_pid_namespace_is_known() -> None:
     inside.parent = image(vpid=9)
     event = document(started(inside))["process_exec"]
     assert (event["process"]["in_init_tree"], event["parent"]["in_init_tree"]) == (True, False)
+    assert (event["process"]["flags"], event["parent"].get("flags")) == ("inInitTree", None)
+
+
+def test_flags_are_in_tetragons_order() -> None:
+    ours = image(flags=("execve", "clone", "truncFilename", "rootcwd", "truncArgs"), vpid=1)
+    ours.in_init_tree = True
+    flags = document(started(ours))["process_exec"]["process"]["flags"]
+    assert flags == "execve truncArgs rootcwd clone inInitTree truncFilename"
 
 
 def test_root_is_a_wrapped_zero_and_stays() -> None:
