@@ -3,6 +3,8 @@
 Times are nanoseconds since the Unix epoch and their names end in ``_unix_ns``. Identity is the ``exec_id``
 (`otel_procmon.lineage.ids`): the id of an *image*, one program that a process runs from fork or exec until the next
 exec or the exit. ``None`` means that the source does not know; no value is ever invented.
+
+``gc=False``: nothing here can be part of a cycle, and there are many, so the garbage collector need not look at them.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Owner(msgspec.Struct, frozen=True, gc=False):
     name: str
 
 
-class Pod(msgspec.Struct, frozen=True, kw_only=True):
+class Pod(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A Kubernetes pod as the metadata source knows it."""
 
     namespace: str | None = None
@@ -59,7 +61,7 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
     """Commands of the exec probes of each container, by its name."""
 
 
-class Process(msgspec.Struct, frozen=True, kw_only=True):
+class Process(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What is known of one image, fixed from its first event on."""
 
     exec_id: str
@@ -163,7 +165,7 @@ class Fork(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     auid: int | None = None
 
 
-class Exec(msgspec.Struct, frozen=True, kw_only=True):
+class Exec(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A process began to run a program."""
 
     time_unix_ns: int
@@ -181,7 +183,7 @@ class Exec(msgspec.Struct, frozen=True, kw_only=True):
     """The event as it was read (Tetragon), so that nothing unknown is lost on the way through."""
 
 
-class Exit(msgspec.Struct, frozen=True, kw_only=True):
+class Exit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The last thread of a process ended."""
 
     time_unix_ns: int
@@ -204,7 +206,7 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     raw: dict[str, Any] | None = None
 
 
-class Discovered(msgspec.Struct, frozen=True, kw_only=True):
+class Discovered(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """An image that was already running when it was first seen."""
 
     time_unix_ns: int

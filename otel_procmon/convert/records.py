@@ -50,7 +50,7 @@ def _all(shared: tuple[Shared, ...], own: Attributes) -> Attributes:
     return attributes
 
 
-class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
+class LogRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One OTLP log record."""
 
     signal: ClassVar[Literal["logs"]] = "logs"
@@ -73,7 +73,7 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
         return _all(self.shared, self.attributes)
 
 
-class Span(msgspec.Struct, frozen=True, kw_only=True):
+class Span(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One OTLP span, of kind INTERNAL."""
 
     signal: ClassVar[Literal["traces"]] = "traces"

@@ -157,36 +157,44 @@ class Sender:
     def put(self, records: Sequence[Record], *, wait: bool) -> None:
         """Take `records`; see `Delivery.put`."""
         with self._encoding:
-            for record in records:
-                message = self._encoder.encode(record)
-                self._add(record.resource, message, wait=wait)
+            messages = [(record.resource, self._encoder.encode(record)) for record in records]
+            while messages:
+                # The wait for room comes first: a replay must not lose what it encoded.
+                if self._ready_bytes >= self._queue_bytes:
+                    self._make_room(wait=wait)
+                messages = self._add(messages)
 
-    def _add(self, resource: Resource, message: bytes, *, wait: bool) -> None:
-        # The wait for room comes first: a replay must not lose what it encoded.
-        if self._ready_bytes >= self._queue_bytes:
-            self._make_room(wait=wait)
+    def _add(self, messages: list[tuple[Resource, bytes]]) -> list[tuple[Resource, bytes]]:
+        """Gather `messages` while there is room; gives back the rest."""
         with self._changed:
             if self._ending:
-                self._ledger.count(self._place, NOT_IN_TIME)
-                return
-            gathering = self._gathering
-            if gathering is not None and gathering.size + len(message) > self._most_bytes:
-                self._close_gathering()
-                gathering = None
-            if gathering is None:
-                gathering = self._gathering = _Gathering(self._entered, self._clock())
-                self._changed.notify()
-            group = gathering.groups.get(id(resource))
-            if group is None:
-                encoded = self._encoder.resource(resource)
-                group = gathering.groups[id(resource)] = (resource, encoded, [])
-                gathering.size += len(encoded) + 128
-            group[2].append(message)
-            gathering.size += len(message) + 4
-            gathering.records += 1
-            self._entered += 1
-            if gathering.records >= self._batching.batch_size:
-                self._close_gathering()
+                self._ledger.count(self._place, NOT_IN_TIME, len(messages))
+                return []
+            for number, (resource, message) in enumerate(messages):
+                self._gather(resource, message)
+                if self._ready_bytes >= self._queue_bytes:
+                    return messages[number + 1 :]
+            return []
+
+    def _gather(self, resource: Resource, message: bytes) -> None:
+        gathering = self._gathering
+        if gathering is not None and gathering.size + len(message) > self._most_bytes:
+            self._close_gathering()
+            gathering = None
+        if gathering is None:
+            gathering = self._gathering = _Gathering(self._entered, self._clock())
+            self._changed.notify()
+        group = gathering.groups.get(id(resource))
+        if group is None:
+            encoded = self._encoder.resource(resource)
+            group = gathering.groups[id(resource)] = (resource, encoded, [])
+            gathering.size += len(encoded) + 128
+        group[2].append(message)
+        gathering.size += len(message) + 4
+        gathering.records += 1
+        self._entered += 1
+        if gathering.records >= self._batching.batch_size:
+            self._close_gathering()
 
     def _close_gathering(self) -> None:
         gathering, self._gathering = self._gathering, None
