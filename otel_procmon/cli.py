@@ -263,7 +263,7 @@ def _run(options: argparse.Namespace) -> int:
         Path("/"),
         host_name=node,
         local=local,
-        node_name=os.environ.get("NODE_NAME"),
+        node_name=config.containers.node_name or os.environ.get("NODE_NAME"),
         cluster_name=told.cluster_name,
         cluster_uid=told.cluster_uid,
     )

@@ -355,7 +355,11 @@ K8S_CONTAINER_RESTART_COUNT: Final = _resource(
     "How often Kubernetes has restarted the container, up to this run of it.",
 )
 K8S_NODE_NAME: Final = _resource(
-    "k8s.node.name", "string", "stable", "in a pod; with NODE_NAME everywhere on the host", "The node."
+    "k8s.node.name",
+    "string",
+    "stable",
+    "in a pod; where it is given (NODE_NAME, `containers.node_name`) everywhere on the host",
+    "The node.",
 )
 K8S_DEPLOYMENT_NAME: Final = _resource(
     "k8s.deployment.name", "string", "stable", "the pod belongs to one", "The pod's Deployment."

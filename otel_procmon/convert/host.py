@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 AGENT_SERVICE_NAME: Final = "otel-procmon"
 
+SHARED: Final = ("k8s.cluster.", "k8s.node.", "host.", "os.")
+"""Configured facts that hold for a container too, because it shares them with its host."""
+
 _ARCHITECTURES: Final = {
     "x86_64": "amd64",
     "aarch64": "arm64",
@@ -87,7 +90,8 @@ def host_resource(
     """The Resource of processes that belong to nothing smaller.
 
     Args:
-        environ: For OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME, which win over everything else.
+        environ: For OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME, which win over everything else. The container and
+            the pod that they name are the agent's own, and not told here.
         root: The host's root directory, whose ``/etc/os-release`` and machine id are read.
         host_name: What the host calls itself; asked of the kernel if None.
         machine: As ``uname -m`` says; asked of the kernel if None.
@@ -111,7 +115,11 @@ def host_resource(
     cluster = {names.K8S_CLUSTER_NAME: cluster_name, names.K8S_CLUSTER_UID: cluster_uid}
     attributes.update((key, encodable(value)) for key, value in cluster.items() if value)
     attributes[names.SERVICE_NAME] = AGENT_SERVICE_NAME
-    attributes.update(environment_attributes(environ))
+    attributes.update(
+        (name, value)
+        for name, value in environment_attributes(environ).items()
+        if name.startswith(SHARED) or not name.startswith(("container.", "k8s."))
+    )
     return Resource(attributes, names.SCHEMA_URL)
 
 

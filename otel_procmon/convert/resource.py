@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from otel_procmon.containers.unit import parse_unit
 from otel_procmon.convert import attributes as names
-from otel_procmon.convert.host import AGENT_SERVICE_NAME
+from otel_procmon.convert.host import AGENT_SERVICE_NAME, SHARED
 from otel_procmon.convert.image_reference import ImageReference, image_reference
 from otel_procmon.convert.records import Resource
 from otel_procmon.convert.text import encodable
@@ -45,9 +45,6 @@ _SERVICE_NAME_ORDER: Final = (*list(_WORKLOADS.values())[:-1], names.K8S_POD_NAM
 
 _FACTS: Final = ("container.", "host.", "k8s.", "os.", "process.", "procmon.", "telemetry.")
 """Where a process runs is observed; neither the agent's own environment nor a pod's annotation may claim otherwise."""
-
-_SHARED: Final = ("k8s.cluster.", "k8s.node.", "host.", "os.")
-"""Configured facts that hold for a container too, because it shares them with its host."""
 
 
 def selects_keys(patterns: Sequence[str]) -> Callable[[str], bool]:
@@ -104,7 +101,7 @@ class Resources:
         self._container_base: Attributes = {
             name: value
             for name, value in host.attributes.items()
-            if name.startswith(_SHARED) or not name.startswith((*_FACTS, "service."))
+            if name.startswith(SHARED) or not name.startswith((*_FACTS, "service."))
         }
 
     def of(self, process: Process) -> Resource:
@@ -189,7 +186,7 @@ class Resources:
                 attributes[names.CONTAINER_IMAGE_TAGS] = (encodable(image.tag),)
             if digests := _repo_digests(container):
                 attributes[names.CONTAINER_IMAGE_REPO_DIGESTS] = tuple(map(encodable, digests))
-        if pod is not None or process.pod_uid:
+        if (pod is not None or process.pod_uid) and not (self._local and names.K8S_NODE_NAME in attributes):
             facts[names.K8S_NODE_NAME] = process.node
         if pod is not None:
             facts[names.K8S_NAMESPACE_NAME] = pod.namespace

@@ -279,7 +279,7 @@ def test_wrong_values(refusal: Callable[[str], str], content: str, message: str)
         ("records: {grace_ns: 1}", "there is no option 'records.grace_ns'; did you mean grace under lineage?"),
         (
             "zzz: 5",
-            "there is no option 'zzz'; there are source, outputs, filters, capture, trace, lineage, records, delivery.",
+            "there is no option 'zzz'; there are source, outputs, filters, capture, trace, lineage, containers, ",
         ),
         ("on: 5", "there is no option 'on'; "),
         ("<<: {source: x}", "there is no option '<<'; "),

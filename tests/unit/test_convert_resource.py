@@ -188,8 +188,7 @@ def test_the_node_and_the_cluster_are_the_hosts(root: Any) -> None:
         process(container_id=CONTAINER_ID),
         pod_process(),
     ):
-        node = {"k8s.node.name": "kind-control-plane"} if one.pod else {}
-        assert resources.of(one).attributes.items() >= {**known, **node}.items()
+        assert resources.of(one).attributes.items() >= known.items()
     environ = {"OTEL_RESOURCE_ATTRIBUTES": "k8s.cluster.name=other"}
     attributes = host_resource(environ, root, local=False, node_name="worker-1", cluster_name="prod").attributes
     assert attributes["k8s.cluster.name"] == "other"
@@ -412,6 +411,8 @@ def test_the_agents_own_pod_does_not_leak_into_containers(root: Any) -> None:
         "service.instance.id=z"
     }
     resources = Resources(host(root, environ))
+    assert not {"k8s.pod.name", "container.name"} & resources.of(process()).attributes.keys()
+    assert resources.of(process()).attributes["k8s.cluster.name"] == "prod"
     container = resources.of(process(container_id=CONTAINER_ID)).attributes
     assert container["k8s.cluster.name"] == "prod"
     assert container["team"] == "a"
