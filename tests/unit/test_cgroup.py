@@ -61,6 +61,7 @@ CONTAINERS = {
     f"/system.slice/nerdctl-{ID}.scope": (ID, "containerd", None),
     f"/default/{ID}": (ID, None, None),
     f"/{ID}": (ID, None, None),
+    ID: (ID, None, None),
     # What goes on below a container belongs to it
     f"/system.slice/docker-{ID}.scope/init.scope": (ID, "docker", None),
     f"/system.slice/docker-{ID}.scope/system.slice/kubelet.service": (ID, "docker", None),
@@ -78,6 +79,18 @@ CONTAINERS = {
         "containerd",
         UID,
     ),
+    # kind by podman; docker in docker with systemd's driver outside; k3d
+    f"/machine.slice/libpod-{OUTER}.scope/container/kubelet.slice/kubelet-kubepods.slice"
+    f"/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{UID_}.slice/cri-containerd-{ID}.scope": (
+        ID,
+        "containerd",
+        UID,
+    ),
+    f"/system.slice/docker-{OUTER}.scope/docker/{ID}": (ID, "docker", None),
+    f"/docker/{OUTER}/kubepods/besteffort/pod{UID}/{ID}": (ID, None, UID),
+    # The node's own services, which are in the outer container
+    f"/docker/{OUTER}/system.slice/kubelet.service": (OUTER, "docker", None),
+    f"/docker/{OUTER}/kubelet/kubepods/besteffort/pod{UID}": (OUTER, "docker", UID),
     f"/kubepods/pod{OUTER_UID}/{OUTER}/kubelet/kubepods/besteffort/pod{UID}/{ID}": (ID, None, UID),
     f"/kubepods/pod{UID}/{ID}/system.slice/containerd.service": (ID, None, UID),
     f"/lxc.payload.host/system.slice/docker-{ID}.scope": (ID, "docker", None),
