@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from otel_procmon import wire
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -40,6 +42,8 @@ class Receiver:
     def environment(self, *, compression: str = "none", metrics: bool = False) -> dict[str, str]:
         """For what is to send to it: this process's environment without what is OpenTelemetry's, and where to send."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+        # What is measured is what is installed, compiled perhaps, and not the checkout that is the working directory.
+        kept |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(HERE)}
         if compression != "none":
             # The SDK's exporter over gRPC does not know the word "none".
             kept["OTEL_EXPORTER_OTLP_COMPRESSION"] = compression
@@ -128,6 +132,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(int(memory[1]) / 2**20) if memory else None,
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "compiled": str(wire.__file__).endswith(".so"),
         "at": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "load": round(os.getloadavg()[0], 2),
     }

@@ -2,7 +2,7 @@
 # Runs all benchmarks, one after the other, as root; `make bench`. The results are in benchmarks/results/latest.json and,
 # as tables, on standard output. It takes a quarter of an hour on two cores that have nothing else to do.
 #
-#   PYTHON            the Python that otel-procmon is installed in, with the development dependencies
+#   PYTHON            the Python that otel-procmon is installed in (compiled or not), with the development dependencies
 #   BENCH_ROUNDS      how often each comparison is repeated (5)
 #   BENCH_QUICK       if set, everything is so short that it only shows that it works
 set -eu
