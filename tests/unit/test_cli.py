@@ -223,11 +223,34 @@ def test_filters(otel_procmon: Run, tmp_path: Path) -> None:
         (["--pid", "1"], 0),
         (["--uid", "0"], 2),
         (["--container-id", "1fb931d2"], 2),
+        (["--container", "^spaceship$"], 2),
+        (["--container", "tie"], 0),
+        (["--label", "!org"], 2),
+        (["--label", "org=alliance"], 0),
     ):
         done = otel_procmon("replay", SEED, *options)
         assert (done.code, len(done.out.splitlines())) == (0, lines), options
     (tmp_path / "filter").write_text('export-denylist: \'{"event_set": ["PROCESS_EXIT"]}\'\n')
     assert otel_procmon("replay", SEED, "--filter-file", tmp_path / "filter").out == SEED_LINES.splitlines(True)[0]
+
+
+def test_records_tell_what_is_configured(otel_procmon: Run, tmp_path: Path) -> None:
+    path, config = recording(tmp_path / "recording"), tmp_path / "config.yaml"
+    config.write_text("records: {cluster_name: prod, cluster_uid: u-0}\n")
+    lines = otel_procmon("replay", path, "--config", config, "-o", "json").out.splitlines()
+    assert [json.loads(line)["cluster_name"] for line in lines] == ["prod", "prod"]
+
+    def resource() -> dict[str, str]:
+        done = otel_procmon("replay", path, "--config", config, "-o", "otlp-json")
+        first = json.loads(done.out.splitlines()[0])
+        (found,) = first.get("resourceLogs") or first["resourceSpans"]
+        return {one["key"]: one["value"]["stringValue"] for one in found["resource"]["attributes"]}
+
+    told = {"k8s.cluster.name": "prod", "k8s.cluster.uid": "u-0", "service.name": "a"}
+    assert resource().items() >= {**told, "procmon.systemd.unit": "a.service"}.items()
+    config.write_text("records: {systemd_services: false}\n")
+    assert resource()["service.name"] == "otel-procmon"
+    assert not {"k8s.cluster.name", "procmon.systemd.unit"} & resource().keys()
 
 
 def test_recording(otel_procmon: Run, tmp_path: Path) -> None:
