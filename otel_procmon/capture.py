@@ -45,6 +45,9 @@ _TETRAGON_READ_S: Final = 0.1
 
 _FILLED: Final = 0.5
 _LOOK_FOR_LOSSES_NS: Final = 1_000_000_000
+_SWEEP_AFTER_LOSSES_NS: Final = 5_000_000_000
+_SWEEPS_AFTER_LOSSES: Final = 2
+"""As many as find an image gone whose exit was lost: until then it stays in the table, and in a storm there are many."""
 _LAST_READS: Final = 1024
 """More than any ring holds, at `READ_LIMIT` records each."""
 
@@ -169,6 +172,7 @@ class KernelCapture:
         self._snapshots = config.capture.snapshot
         self._sweep_ns = config.lineage.sweep_interval_ns
         self._next_sweep_boot_ns = 0
+        self._early_sweeps = 0
         self._next_look_boot_ns = 0
         # Of pinned programs, what was lost before this agent came is not its to tell.
         self._lost = self._count_lost()
@@ -190,9 +194,13 @@ class KernelCapture:
             _log.warning("the wall clock was set: later times follow it")
         if now_boot_ns >= self._next_look_boot_ns:
             self._next_look_boot_ns = now_boot_ns + _LOOK_FOR_LOSSES_NS
-            self._tell_losses()
+            if self._tell_losses():
+                self._early_sweeps = _SWEEPS_AFTER_LOSSES
+                self._next_sweep_boot_ns = min(self._next_sweep_boot_ns, now_boot_ns + _SWEEP_AFTER_LOSSES_NS)
         if self._snapshots and now_boot_ns >= self._next_sweep_boot_ns:
-            self._next_sweep_boot_ns = now_boot_ns + self._sweep_ns
+            pause_ns = min(self._sweep_ns, _SWEEP_AFTER_LOSSES_NS) if self._early_sweeps else self._sweep_ns
+            self._early_sweeps = max(0, self._early_sweeps - 1)
+            self._next_sweep_boot_ns = now_boot_ns + pause_ns
             return self._sweep()
         return self._records.apply(self._read(self._poll_s))
 
@@ -238,16 +246,18 @@ class KernelCapture:
         counts = self._source.counts().values()
         return sum(kind.lost_ring_full + kind.lost_no_buffer for kind in counts) + self._source.misses()
 
-    def _tell_losses(self) -> None:
-        """Say it when the kernel found no room for events."""
+    def _tell_losses(self) -> bool:
+        """Say it when the kernel found no room for events. Whether there were any since the last look."""
         lost = self._count_lost()
-        if lost > self._lost:
+        more = lost > self._lost
+        if more:
             sentence = (
                 "the agent does not keep up, and the ring is full: give it more CPU time, raise capture.ring, or lower "
                 "what else this host does"
             )
             self._teller.trouble(sentence, lost - self._lost)
         self._lost = lost
+        return more
 
     def _read(self, wait_s: float) -> Batch:
         records = self._source.read(wait_s)

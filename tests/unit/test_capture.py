@@ -46,6 +46,7 @@ class FakeKernel:
         self.detached = self.closed = 0
         self.position = 0
         self.read_before = 0
+        self.lost_forks = 1
 
     def read(self, timeout_s: float) -> list[bytes]:
         self.waited.append(timeout_s)
@@ -56,7 +57,11 @@ class FakeKernel:
         return list(self.tasks)
 
     def counts(self) -> dict[Kind, KindCounts]:
-        return {Kind.FORK: KindCounts(5, 1, 0), Kind.EXEC: KindCounts(4, 0, 2), Kind.EXIT: KindCounts(3, 0, 0)}
+        return {
+            Kind.FORK: KindCounts(5, self.lost_forks, 0),
+            Kind.EXEC: KindCounts(4, 0, 2),
+            Kind.EXIT: KindCounts(3, 0, 0),
+        }
 
     def misses(self) -> int:
         return 7
@@ -159,6 +164,28 @@ def test_sweep_finds_what_was_lost(clock: Clock) -> None:
         clock.boot_ns += 30 * S
         assert [kind for kind, *_ in told(one.step())] == expected
     assert ledger.get("lineage", "gap: exit lost") == 1
+
+
+def test_losses_bring_the_next_two_sweeps_forward(clock: Clock) -> None:
+    source, ledger = FakeKernel(), Ledger()
+    source.tasks = [task(10), task(11)]
+    one = kernel_capture(source, ledger)
+    one.step()
+    source.tasks = [task(10)]
+    source.lost_forks += 1
+    clock.boot_ns += S
+    one.step()
+    found = []
+    for _ in range(12):
+        clock.boot_ns += S
+        found += told(one.step())
+    assert [kind for kind, *_ in found] == ["open", "end"]
+    assert ledger.get("lineage", "gap: exit lost") == 1
+    assert len(source.sweeps) == 3
+    for _ in range(29):
+        clock.boot_ns += S
+        one.step()
+    assert len(source.sweeps) == 4, "after that, as often as before"
 
 
 def test_ledger_accounts_for_the_kernels_side_and_for_what_was_read(clock: Clock) -> None:
