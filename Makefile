@@ -8,7 +8,7 @@ INTO ?= .
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit kernel test-system bench lint format docs bpf bpf-check clean
+.PHONY: help setup run test unit kernel test-system bench lint format docs proto bpf bpf-check clean
 
 help: ## what there is
 	@awk -F ': ## ' '/^[a-z-]+: ## /{printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,11 @@ docs: ## generate docs/attributes.md, docs/configuration.md and examples/otel-pr
 	$(PYTHON) -m otel_procmon.convert.attributes > $(INTO)/docs/attributes.md
 	$(PYTHON) -m otel_procmon.config > $(INTO)/docs/configuration.md
 	$(PYTHON) -m otel_procmon.config example > $(INTO)/examples/otel-procmon.yaml
+
+proto: ## generate the messages of the Container Runtime Interface, in .venv-proto
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/pip install -q grpcio-tools==1.63.2 'setuptools<81'
+	.venv-proto/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. otel_procmon/containers/proto/cri.proto
 
 bpf: ## compile the BPF object, which is committed (Debian 12: clang llvm libbpf-dev)
 	$(MAKE) -C bpf
