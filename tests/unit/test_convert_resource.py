@@ -130,6 +130,8 @@ def test_systemd_service(root: Any) -> None:
     assert cron.attributes["team"] == "a"
     # One object for all of its processes, wherever below it they are
     assert resources.of(process(pid=7, node="worker", cgroup="/system.slice/cron.service/job")) is cron
+    assert resources.of(process(node="worker", cgroup="/system.slice/ssh.service")).attributes["service.name"] == "ssh"
+    assert resources.of(process(node="worker", cgroup="/system.slice/cron.service")) is cron
     assert Resources(resource, systemd_services=False).of(process(cgroup="/system.slice/cron.service")) is resource
 
 
@@ -167,9 +169,11 @@ def test_names_of_systemd_services(root: Any, cgroup: Any, expected: Any) -> Non
     ],
 )
 def test_a_unit_inside_of_a_container_does_not_count(root: Any, where: Any) -> None:
-    attributes = Resources(host(root)).of(process(cgroup="/system.slice/nginx.service", **where)).attributes
-    assert attributes["service.name"] != "nginx"
-    assert not [name for name in attributes if name.startswith("procmon.systemd")]
+    resources = Resources(host(root))
+    resource = resources.of(process(cgroup="/system.slice/nginx.service", **where))
+    assert resource.attributes["service.name"] != "nginx"
+    assert not [name for name in resource.attributes if name.startswith("procmon.systemd")]
+    assert resources.of(process(cgroup="/system.slice/php.service", **where)) is resource
 
 
 def test_services_of_other_hosts(root: Any) -> None:

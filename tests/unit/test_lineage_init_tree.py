@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from otel_procmon.config import LineageOptions, TraceOptions
 from otel_procmon.events import Discovered, Exec, Exit, Fork, Process
@@ -179,3 +180,21 @@ def test_the_tree_ends_where_a_nested_container_begins() -> None:
 def test_what_the_source_tells_goes_first(told: bool) -> None:
     host = Host()
     assert host.run(300, 1, "/bin/sh", vpid=1 if not told else 300, in_init_tree=told) is told
+
+
+@pytest.mark.parametrize("told", [True, False, None])
+def test_an_image_that_tells_of_itself_after_its_child_did(told: bool | None) -> None:
+    """Tetragon's events bring their parent along, as far as Tetragon knew it then."""
+    table = ProcessTable(SpanIds(""), TraceOptions(), LineageOptions(), Ledger())
+    shell = Process(exec_id="cA==", pid=20, binary="/bin/sh", start_unix_ns=S, node="n", container_id=WEB)
+    child = Process(
+        exec_id="Yw==", pid=21, parent_pid=20, binary="/bin/ls", start_unix_ns=2 * S, node="n", container_id=WEB
+    )
+    (ls,) = table.apply(
+        Exec(time_unix_ns=2 * S, observed_unix_ns=S, process=child, parent_exec_id="cA==", parent=shell)
+    )
+    assert not ls.image.in_init_tree
+    itself = replace(shell, in_init_tree=told)
+    (sh,) = table.apply(Exec(time_unix_ns=S, observed_unix_ns=S, process=itself, parent_exec_id=None))
+    assert sh.image is ls.image.parent
+    assert sh.image.in_init_tree is bool(told)
