@@ -26,6 +26,8 @@ _WELL_KNOWN: Final = (
 )
 """In the order in which crictl tries them, with that of k3s, whose containerd has another place."""
 
+_PATIENCE_S: Final = 10.0
+
 
 class EndpointError(ValueError):
     """A runtime's endpoint that cannot be used. The message is one sentence."""
@@ -79,7 +81,9 @@ def open_metadata(
     if options.ask_runtime and (path := find_socket(options, environ, root)) is not None:
         from otel_procmon.containers.cri import RuntimeSource  # noqa: PLC0415 - gRPC costs 17 MB
 
-        runtime = RuntimeSource(path, ledger, patience_s=options.hold_ns / 1e9, keep_annotation=keep_annotation)
+        # Also where nothing waits for the answer, it is of use to what comes later.
+        patience_s = max(options.hold_ns / 1e9, _PATIENCE_S)
+        runtime = RuntimeSource(path, ledger, patience_s=patience_s, keep_annotation=keep_annotation)
     if options.ask_kubernetes and (access := find_access(environ, root, options.kubeconfig)) is not None:
         api = PodWatch(lambda: ApiServer(access), options.node_name or node, ledger, keep_annotation=keep_annotation)
     if runtime is None and api is None:

@@ -212,17 +212,16 @@ def test_who_comes_back_is_there() -> None:
     assert len(pods) == 2
 
 
+KEYS = [
+    *("metadata", "uid", "labels", "ownerReferences", "kind", "name", "controller", "status", "spec"),
+    *("containerStatuses", "containerID", "state", "lastState", "terminated", "restartCount", "imageID"),
+]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 2**40) | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                (
-                    "metadata uid labels ownerReferences kind name controller status spec containerStatuses containerID "
-                    "state lastState terminated restartCount imageID"
-                ).split()
-            ),
+            st.sampled_from(KEYS),
             inner,
             max_size=5,
         )
