@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import uuid
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -214,6 +215,12 @@ class Node:
     def tasks(self) -> list[str]:
         """Ids of the containers that run, sandboxes included."""
         return self.place.run("ctr", "-n", "k8s.io", "tasks", "ls", "-q").split()
+
+    def run_in_container(self, container_id: str, *command: str) -> str:
+        """Run a command in a container by way of the runtime, as ``kubectl exec`` does in the end. Returns its output."""
+        return self.place.run(
+            *("ctr", "-n", "k8s.io", "tasks", "exec", "--exec-id", uuid.uuid4().hex, container_id), *command
+        )
 
     def start_api_server(self) -> None:
         """Start it, again after ``api_server.stop()``, and wait until it is ready."""

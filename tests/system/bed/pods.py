@@ -66,6 +66,32 @@ def deployment(name: str, *command: str, replicas: int = 1) -> dict[str, Any]:
     }
 
 
+def job(name: str, *command: str, at_once: int = 1) -> dict[str, Any]:
+    """A Job of the default namespace, of `at_once` pods that run at the same time, once."""
+    template = pod(name, container("main", *command), restartPolicy="Never")
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {
+            "parallelism": at_once,
+            "completions": at_once,
+            "backoffLimit": 0,
+            "template": {"spec": template["spec"]},
+        },
+    }
+
+
+def cron_job(name: str, schedule: str, *command: str) -> dict[str, Any]:
+    """A CronJob of the default namespace."""
+    return {
+        "apiVersion": "batch/v1beta1",
+        "kind": "CronJob",
+        "metadata": {"name": name},
+        "spec": {"schedule": schedule, "jobTemplate": {"spec": job(name, *command)["spec"]}},
+    }
+
+
 class Terminal:
     """A person at ``kubectl exec -it``."""
 
