@@ -15,14 +15,18 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.system.bed.enclosure import BOUND_SECONDS, BedError, Daemon, wait_until
+from tests.system.bed.enclosure import BOUND_SECONDS, BedError, Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
+TOP = Path(__file__).parents[3]
+LOKI_CONFIG = TOP / "examples/compose/loki.yaml"
+TEMPO_CONFIG = TOP / "examples/compose/tempo.yaml"
+"""Those that people are given are those that are tested."""
 HOST = "127.0.0.1"
 ANSWER_SECONDS = 30
 """For one request: a broken Loki would not answer at all."""
@@ -42,42 +46,6 @@ extensions:
     http: {{endpoint: "127.0.0.1:{query}"}}
 receivers: {{otlp: {{protocols: {{grpc: {{endpoint: "127.0.0.1:{otlp}"}}}}}}}}
 exporters: {{jaeger_storage_exporter: {{trace_storage: memory}}}}
-"""
-# On loopback every query would hang without instance_addr: the address that Loki finds for itself is another one.
-_LOKI = """\
-auth_enabled: false
-server:
-  http_listen_address: 127.0.0.1
-  http_listen_port: {http}
-  grpc_listen_address: 127.0.0.1
-  grpc_listen_port: {grpc}
-  log_level: warn
-common:
-  instance_addr: 127.0.0.1
-  path_prefix: {directory}
-  replication_factor: 1
-  ring: {{kvstore: {{store: inmemory}}}}
-  storage: {{filesystem: {{chunks_directory: {directory}/chunks, rules_directory: {directory}/rules}}}}
-schema_config:
-  configs: [{{from: 2024-01-01, store: tsdb, object_store: filesystem, schema: v13, index: {{prefix: index_, period: 24h}}}}]
-limits_config: {{allow_structured_metadata: true, volume_enabled: true}}
-analytics: {{reporting_enabled: false}}
-"""
-_TEMPO = """\
-server:
-  http_listen_address: 127.0.0.1
-  http_listen_port: {http}
-  grpc_listen_address: 127.0.0.1
-  grpc_listen_port: {grpc}
-  log_level: warn
-distributor: {{receivers: {{otlp: {{protocols: {{grpc: {{endpoint: "127.0.0.1:{otlp}"}}}}}}}}}}
-memberlist: {{bind_addr: [127.0.0.1], bind_port: {gossip}}}
-storage:
-  trace:
-    backend: local
-    wal: {{path: {directory}/wal}}
-    local: {{path: {directory}/blocks}}
-usage_report: {{reporting_enabled: false}}
 """
 
 
@@ -264,9 +232,7 @@ class Tempo(NamedTuple):
     def search(self, traceql: str, limit: int = 100) -> list[dict[str, Any]]:
         """Summaries of the traces that a TraceQL query finds."""
         now = int(time.time())
-        answer = ask(
-            f"{self.url}/api/search", q=traceql, limit=str(limit), start=str(now - 3600), end=str(now + 60)
-        )
+        answer = ask(f"{self.url}/api/search", q=traceql, limit=str(limit), start=str(now - 3600), end=str(now + 60))
         return list(answer.get("traces") or [])
 
 
@@ -310,22 +276,26 @@ def jaeger(program: Path, directory: Path) -> Iterator[Jaeger]:
 def loki(program: Path, directory: Path) -> Iterator[Loki]:
     """A Loki of one process. It says that it is ready after some 15 s."""
     http, grpc = free_ports(2)
-    configuration = directory / "loki.yaml"
-    configuration.write_text(_LOKI.format(http=http, grpc=grpc, directory=directory / "loki"))
+    settings = (f"LOKI_HTTP_PORT={http}", f"LOKI_GRPC_PORT={grpc}", f"LOKI_DIRECTORY={directory / 'loki'}")
+    command = ("env", f"LISTEN={HOST}", *settings, program, "-config.expand-env=true", f"-config.file={LOKI_CONFIG}")
     url = f"http://{HOST}:{http}"
-    with running("loki", (program, f"-config.file={configuration}"), directory, f"{url}/ready") as daemon:
+    with running("loki", command, directory, f"{url}/ready") as daemon:
         yield Loki(daemon, url)
 
 
 @contextmanager
 def tempo(program: Path, directory: Path) -> Iterator[Tempo]:
     """A Tempo of one process. What it was sent can be searched for after some 10 s."""
-    http, grpc, otlp, gossip = free_ports(4)
-    configuration = directory / "tempo.yaml"
-    files = directory / "tempo"
-    configuration.write_text(_TEMPO.format(http=http, grpc=grpc, otlp=otlp, gossip=gossip, directory=files))
+    http, grpc, otlp = free_ports(3)
+    settings = (
+        f"TEMPO_HTTP_PORT={http}",
+        f"TEMPO_GRPC_PORT={grpc}",
+        f"TEMPO_OTLP_PORT={otlp}",
+        f"TEMPO_DIRECTORY={directory / 'tempo'}",
+    )
+    command = ("env", f"LISTEN={HOST}", *settings, program, "-config.expand-env=true", f"-config.file={TEMPO_CONFIG}")
     url = f"http://{HOST}:{http}"
-    with running("tempo", (program, f"-config.file={configuration}"), directory, f"{url}/ready") as daemon:
+    with running("tempo", command, directory, f"{url}/ready") as daemon:
         yield Tempo(daemon, url, f"{HOST}:{otlp}")
 
 
@@ -374,6 +344,3 @@ def collector(
     command = [*through, "env", *variables, str(program), f"--config={configuration}"]
     with running(f"collector-{configuration.stem}", command, directory, f"http://{host}:{health}/") as daemon:
         yield Collector(daemon, given, grpc, http, metrics)
-
-
-__all__ = ["BackendError", "BedError", "wait_until"]
