@@ -1,4 +1,4 @@
-"""What the tests of the system tier share: one real Kubernetes node, and agents that run on it.
+"""What the tests of the system tier share: one real Kubernetes node with agents that run on it, and real backends.
 
 `tests/system/bed/prepare` installs and builds what the node is made of; PROCMON_BED names the directory that keeps it.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from tests.kernel.truth.running import cannot_run, run_command
+from tests.system.bed.backends import Programs, find_programs
 from tests.system.bed.node import NAME, Node, running_node
 
 if TYPE_CHECKING:
@@ -41,6 +42,19 @@ def require_bed() -> None:
         cannot_run("system", f"not installed: {', '.join(missing)}: {HINT}")
     if not (BED / "kubernetes/kubelet").exists():
         cannot_run("system", f"{BED} has no kubernetes/kubelet: {HINT}")
+
+
+@pytest.fixture(scope="session")
+def backends() -> Programs:
+    """The programs of real backends; skips the test, or fails it, where they or a kernel to tell of are missing."""
+    if os.geteuid() != 0:
+        cannot_run("system", "BPF programs need root")
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        cannot_run("system", "this kernel has no BTF")
+    found = find_programs(BED / "backends")
+    if not isinstance(found, Programs):
+        cannot_run("system", f"there is no {', no '.join(found)} in {BED}/backends: {HINT}")
+    return found
 
 
 @pytest.fixture(scope="session")

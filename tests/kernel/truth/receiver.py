@@ -107,15 +107,18 @@ def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
 
 
 @contextmanager
-def receiver(protocol: Protocol, port: int = 0) -> Iterator[Received]:
-    """A receiver that listens on `port` of localhost, or on a free one that is then `Received.port`."""
+def receiver(protocol: Protocol, port: int = 0, host: str = HOST) -> Iterator[Received]:
+    """A receiver that listens on `port` of localhost, or on a free one that is then `Received.port`.
+
+    Over HTTP it may be another address than localhost.
+    """
     received = Received()
-    with _grpc(received, port) if protocol == "grpc" else _http(received, port):
+    with _grpc(received, port) if protocol == "grpc" else _http(received, port, host):
         yield received
 
 
 @contextmanager
-def _http(received: Received, port: int) -> Iterator[None]:
+def _http(received: Received, port: int, host: str) -> Iterator[None]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -164,7 +167,7 @@ def _http(received: Received, port: int) -> Iterator[None]:
         def handle_error(self, request: Any, client_address: Any) -> None:
             """The receiver may be gone before it has answered."""
 
-    server = Server((HOST, port), Handler)
+    server = Server((host, port), Handler)
     received.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

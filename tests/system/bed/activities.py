@@ -30,7 +30,7 @@ _SCRIPTS = {
     # A daemon: runs each line that it is sent, and says when that has ended.
     "nginx": """\
 for line in sys.stdin:
-    subprocess.run(["sh", "-c", line])
+    subprocess.run(["sh", "-c", line.strip()], stdout=subprocess.DEVNULL)
     print("done", flush=True)
 """,
     # Somebody at a terminal, who types the lines.

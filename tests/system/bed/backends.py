@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -51,6 +52,27 @@ exporters: {{jaeger_storage_exporter: {{trace_storage: memory}}}}
 
 class BackendError(Exception):
     """A backend answered with an error. The message holds the request and what it said."""
+
+
+class Programs(NamedTuple):
+    """Where the backends' programs are."""
+
+    otelcol: Path
+    jaeger: Path
+    loki: Path
+    tempo: Path | None
+    """None: no registry has it."""
+
+
+def find_programs(built: Path) -> Programs | list[str]:
+    """Programs on the PATH, in ``$TESTBED/bin`` or in `built`; the names of those that are missing, if any are."""
+    testbed = os.environ.get("TESTBED")
+    places = [os.environ.get("PATH", ""), *([f"{testbed}/bin"] if testbed else []), str(built)]
+    found = {name: shutil.which(name, path=os.pathsep.join(places)) for name in ("otelcol", "jaeger", "loki", "tempo")}
+    otelcol, jaeger, loki, tempo = (Path(path) if path else None for path in found.values())
+    if otelcol is None or jaeger is None or loki is None:
+        return [name for name, path in found.items() if path is None and name != "tempo"]
+    return Programs(otelcol, jaeger, loki, tempo)
 
 
 def free_ports(count: int) -> list[int]:
@@ -299,10 +321,10 @@ def tempo(program: Path, directory: Path) -> Iterator[Tempo]:
         yield Tempo(daemon, url, f"{HOST}:{otlp}")
 
 
-def validate(program: Path, configuration: Path, environment: Mapping[str, str]) -> None:
-    """Let a Collector check a configuration. BedError with what it says against it."""
+def validate(program: Path, *configurations: Path, environment: Mapping[str, str]) -> None:
+    """Let a Collector check configurations, of which the later go over the earlier. BedError with what it says."""
     done = subprocess.run(
-        [program, "validate", f"--config={configuration}"],
+        [program, "validate", *(f"--config={configuration}" for configuration in configurations)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -310,25 +332,25 @@ def validate(program: Path, configuration: Path, environment: Mapping[str, str])
         check=False,
     )
     if done.returncode:
-        raise BedError(f"{configuration}: {done.stderr}{done.stdout}")
+        raise BedError(f"{configurations}: {done.stderr}{done.stdout}")
 
 
 @contextmanager
 def collector(
     program: Path,
-    configuration: Path,
+    configurations: Sequence[Path],
     directory: Path,
     environment: Mapping[str, str] | None = None,
     through: Sequence[str] = (),
     host: str = HOST,
 ) -> Iterator[Collector]:
-    """A Collector with one of the configurations in ``collector-config/``.
+    """A Collector with one of the configurations in ``collector-config/``, and perhaps another one on top.
 
     Args:
         program: The Collector.
-        configuration: Its file. Ports are given to it by the variables that all of them have.
+        configurations: Their files. Ports are given to them by the variables that all of them have.
         directory: For its files.
-        environment: The other variables that the file has.
+        environment: The other variables that the files have.
         through: A command that runs what follows it, by which the Collector is run.
         host: Where it listens.
     """
@@ -341,6 +363,7 @@ def collector(
         **(environment or {}),
     }
     variables = [f"{name}={value}" for name, value in given.items()]
-    command = [*through, "env", *variables, str(program), f"--config={configuration}"]
-    with running(f"collector-{configuration.stem}", command, directory, f"http://{host}:{health}/") as daemon:
+    command = [*through, "env", *variables, str(program), *(f"--config={each}" for each in configurations)]
+    name = f"collector-{configurations[0].stem}"
+    with running(name, command, directory, f"http://{host}:{health}/") as daemon:
         yield Collector(daemon, given, grpc, http, metrics)

@@ -30,6 +30,7 @@ PRIVATE = (
     "/run/netns",
     "/var/lib/cni",
     "/var/lib/kubelet",
+    "/var/lib/otel-procmon",
     "/var/log/containers",
     "/var/log/pods",
 )

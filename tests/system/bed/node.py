@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -198,11 +198,13 @@ class Node:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
     def wait_for_phase(self, pod: str, phase: str = "Running", namespace: str = "default") -> dict[str, Any]:
-        """Wait until the pod is in `phase`. Returns the pod."""
+        """Wait until the pod, which need not exist yet, is in `phase`. Returns the pod."""
 
         def reached() -> bool:
-            found.update(self.get("pod", pod, "-n", namespace))
-            return bool(found["status"].get("phase") == phase)
+            found.clear()
+            with suppress(BedError):
+                found.update(self.get("pod", pod, "-n", namespace))
+            return bool(found and found["status"].get("phase") == phase)
 
         found: dict[str, Any] = {}
         wait_until(reached, f"pod {namespace}/{pod} is {phase}")

@@ -1,0 +1,195 @@
+"""The agent as a pod of the node, from the image of the Dockerfile, with the manifests of ``examples/kubernetes``."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.kernel.truth.family import with_word
+from tests.kernel.truth.receiver import receiver
+from tests.kernel.truth.running import cannot_run
+from tests.kernel.truth.shell import marker
+from tests.system.bed.enclosure import wait_until
+from tests.system.bed.node import ADDRESS, NAME
+from tests.system.bed.pods import container, pod
+from tests.system.conftest import BED, HINT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kernel.truth.otlp import Log
+    from tests.kernel.truth.receiver import Received
+    from tests.system.bed.node import Node
+
+pytestmark = pytest.mark.system
+
+MANIFESTS = Path(__file__).parents[2] / "examples/kubernetes"
+IMAGE = BED / "otel-procmon.tar"
+NAMESPACE = "otel-procmon"
+ACCOUNT = f"system:serviceaccount:{NAMESPACE}:otel-procmon"
+CAN_READ_PODS = {"pods": {"get", "list", "watch"}}
+OTLP_PORT = 4318
+
+# The image's name is all that is changed: nobody here can pull the one that the manifests have.
+OVERLAY = """\
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+bases: [base]
+images:
+  - {name: ghcr.io/otel-procmon/otel-procmon, newName: localhost/otel-procmon, newTag: test}
+"""
+
+
+@pytest.fixture(scope="module")
+def collected(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Received]:
+    """What a Collector on the node gets, while the DaemonSet runs."""
+    if not IMAGE.exists():
+        cannot_run("system", f"there is no image at {IMAGE}: {HINT}")
+    node.import_image(IMAGE)
+    overlay = tmp_path_factory.mktemp("overlay")
+    shutil.copytree(MANIFESTS, overlay / "base")
+    (overlay / "kustomization.yaml").write_text(OVERLAY)
+    with node.place.network_of_this_thread():
+        listening = receiver("http/protobuf", OTLP_PORT, ADDRESS)
+        received = listening.__enter__()
+    try:
+        node.kubectl("apply", "-k", str(overlay))
+        wait_until(lambda: "capturing" in agent_log(node), "the agent's pod captures", 300)
+        yield received
+    finally:
+        node.kubectl("delete", "--ignore-not-found", "-k", str(overlay))
+        listening.__exit__(None, None, None)
+
+
+def agent_log(node: Node) -> str:
+    """What the agent's pod says; nothing while there is none."""
+    pods = node.get("pods", "-n", NAMESPACE)["items"]
+    if not pods or pods[0]["status"]["phase"] != "Running":
+        return ""
+    return node.kubectl("logs", "-n", NAMESPACE, pods[0]["metadata"]["name"])
+
+
+def wait_for(received: Received, word: str, event_name: str, *, in_a_container: bool) -> Log:
+    """The one log record of the event with `word`."""
+
+    def found() -> list[Log]:
+        return [
+            log
+            for log in with_word(received.logs, word)
+            if log.event_name == event_name and ("container.id" in log.resource) == in_a_container
+        ]
+
+    wait_until(lambda: bool(found()), f"{event_name} with {word} has arrived")
+    return found()[0]
+
+
+def test_it_sees_the_host(collected: Received) -> None:
+    word = marker()
+    subprocess.run(["bash", "-c", "exit 7", word], check=False, env={"PATH": os.environ["PATH"]})
+    log = wait_for(collected, word, "process.exit", in_a_container=False)
+    assert log.attributes["process.exit.code"] == 7
+    assert log.attributes["process.user.name"] == "root"
+    machine_id = Path("/etc/machine-id").read_text().strip()
+    assert log.resource["host.id"] == machine_id
+    assert log.resource["host.name"] == NAME
+    assert "k8s.pod.name" not in log.resource
+    (name,) = re.findall(r'^PRETTY_NAME="(.*)"$', Path("/etc/os-release").read_text(), re.MULTILINE)
+    assert log.resource["os.description"] == name
+
+
+def test_it_sees_pods_and_knows_them(node: Node, collected: Received) -> None:
+    word = marker()
+    node.apply(
+        pod("seen", container("main", "/bin/sh", "-c", "exit 0", word), labels={"a": "b"}, restartPolicy="Never")
+    )
+    log = wait_for(collected, word, "process.exit", in_a_container=True)
+    assert log.resource["k8s.pod.name"] == "seen"
+    assert log.resource["k8s.container.name"] == "main"
+    assert log.resource["k8s.pod.label.a"] == "b"
+    assert "procmon.metadata.incomplete" not in log.attributes
+    node.kubectl("delete", "pod", "seen", "--wait=false")
+
+
+def test_it_tells_what_ran_before_with_its_path(collected: Received) -> None:
+    """That takes the capability SYS_PTRACE."""
+
+    def kubelets() -> list[Log]:
+        return [
+            log
+            for log in collected.logs
+            if log.event_name == "process.discovered" and log.attributes.get("process.executable.name") == "kubelet"
+        ]
+
+    wait_until(lambda: bool(kubelets()), "the kubelet was discovered")
+    (kubelet,) = kubelets()
+    assert kubelet.attributes["process.executable.path"].endswith("/kubelet")
+    assert kubelet.attributes["process.working_directory"].startswith("/")
+
+
+def test_its_own_pod_is_a_pod_like_others(collected: Received) -> None:
+    def own() -> list[Log]:
+        return [log for log in collected.logs if log.resource.get("k8s.daemonset.name") == "otel-procmon"]
+
+    wait_until(lambda: bool(own()), "the agent has told of its own pod")
+    assert own()[0].resource["k8s.namespace.name"] == NAMESPACE
+    assert own()[0].resource["service.name"] == "otel-procmon"
+
+
+def test_it_may_read_pods_and_nothing_else(node: Node, collected: Received) -> None:
+    table = node.kubectl("auth", "can-i", "--list", "--no-headers", f"--as={ACCOUNT}", "-n", "kube-system").splitlines()
+    granted: dict[str, set[str]] = {}
+    for line in table:
+        resource, _, rest = line.partition(" ")
+        # What everybody may: ask what one may, and the API server's own description of itself.
+        if resource and not resource.startswith("selfsubject"):
+            granted[resource] = set(rest.rpartition("[")[2].rstrip("]").split())
+    assert granted == CAN_READ_PODS
+
+
+def test_it_has_no_more_capabilities_than_it_names(node: Node, collected: Received) -> None:
+    (agent,) = node.get("pods", "-n", NAMESPACE)["items"]
+    told = agent["spec"]["containers"][0]["securityContext"]
+    assert "privileged" not in told
+    wanted = sum(1 << number for name, number in CAPABILITIES.items() if name in told["capabilities"]["add"])
+    assert len(told["capabilities"]["add"]) == wanted.bit_count()
+    pid = agent_process(agent)
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    for held in ("CapPrm", "CapEff", "CapBnd"):
+        assert int(status[held], 16) == wanted
+    assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+
+
+CAPABILITIES = {"SYS_PTRACE": 19, "PERFMON": 38, "BPF": 39}
+"""Their numbers in ``linux/capability.h``."""
+
+
+def agent_process(agent: dict[str, Any]) -> int:
+    """The pid of the agent in the pod `agent`."""
+    container_id = agent["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and container_id in (entry / "cgroup").read_text():
+            return int(entry.name)
+    raise AssertionError(f"no process runs in {container_id}")
+
+
+def test_it_ends_in_order_when_it_is_told_to(node: Node, collected: Received) -> None:
+    """Last, since nothing captures after that for a while: the DaemonSet makes another pod."""
+    (agent,) = node.get("pods", "-n", NAMESPACE)["items"]
+    name = agent["metadata"]["name"]
+    following = subprocess.Popen(
+        [*node.kubectl_command, "logs", "-n", NAMESPACE, "-f", name], stdout=subprocess.PIPE, text=True
+    )
+    node.kubectl("delete", "pod", "-n", NAMESPACE, name)
+    log, _ = following.communicate(timeout=120)
+    assert "ledger:" in log
+    wait_until(lambda: "capturing" in agent_log(node), "the next agent captures", 300)
