@@ -2,7 +2,7 @@
 #
 #     docker buildx build --platform linux/amd64,linux/arm64 -t REGISTRY/otel-procmon .
 #
-# The BPF object is part of the package, compiled once for all of them. Nothing is compiled here.
+# The BPF object is part of the package, the same for all of them. The path of every event is compiled here, with mypyc.
 #
 #     --build-arg BASE=…            another Debian 12 or Ubuntu 24.04, with or without Python
 #     --build-arg PIP_INDEX_URL=…   another package index than PyPI; likewise PIP_NO_INDEX and PIP_FIND_LINKS
@@ -12,11 +12,11 @@ FROM ${BASE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3 python3-venv
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev python3-dev python3-venv
 COPY . /source
 # pip stays out of what is shipped: nothing is to be installed there any more.
 RUN python3 -m venv /opt/otel-procmon && \
-    /opt/otel-procmon/bin/pip install --no-cache-dir /source && \
+    PROCMON_COMPILE=1 /opt/otel-procmon/bin/pip install --no-cache-dir /source && \
     /opt/otel-procmon/bin/pip uninstall -y setuptools pip
 
 FROM ${BASE}
