@@ -35,7 +35,6 @@ from otel_procmon.convert.users import UserNames
 from otel_procmon.deliver.delivery import Delivery, DeliveryError
 from otel_procmon.deliver.exporters import ExporterDelivery
 from otel_procmon.deliver.file import FileDelivery
-from otel_procmon.doctor import examine
 from otel_procmon.filters import Filter, FilterError, read_filter_file
 from otel_procmon.ledger import Ledger
 from otel_procmon.outputs import LineOutput, Output, RecordOutput
@@ -182,6 +181,8 @@ def _number(text: str) -> int:
 
 
 def _doctor(*, verbose: bool) -> int:
+    from otel_procmon.doctor import examine  # noqa: PLC0415 - it imports what other commands may not need
+
     if sys.stdout is None:
         raise UsageError("standard output is closed, and this writes to nowhere else")
     try:

@@ -1,7 +1,7 @@
 """How to reach the Kubernetes API: by the pod's own service account, or by a kubeconfig file.
 
 Of the package `kubernetes` only configuration and transport are used: addresses, certificates, tokens and how they are
-renewed, proxies. It takes half a second and 20 MB to import, so it is not before somebody asks for the API.
+renewed, proxies. It takes half a second and 20 MB to import, and urllib3 11 MB: not before somebody asks for the API.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-import urllib3
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import urllib3
 
 SERVICE_ACCOUNT: Final = Path("var/run/secrets/kubernetes.io/serviceaccount/token")
 _KUBELET: Final = Path("var/lib/kubelet")
@@ -59,7 +59,10 @@ class ApiServer:
 
     def __init__(self, access: Access) -> None:
         """Read the configuration; connect to nothing. Raises AccessError."""
-        from kubernetes import client, config  # noqa: PLC0415 - see the module
+        import urllib3  # noqa: PLC0415 - see the module
+        from kubernetes import client, config  # noqa: PLC0415
+
+        self._timeout = urllib3.Timeout
 
         load: Any = config  # It has no types.
         self._configuration: Any = client.Configuration()
@@ -97,7 +100,7 @@ class ApiServer:
             headers=headers,
             preload_content=False,
             retries=False,
-            timeout=urllib3.Timeout(connect=_CONNECT_S, read=read_timeout_s),
+            timeout=self._timeout(connect=_CONNECT_S, read=read_timeout_s),
         )
 
     def close(self) -> None:

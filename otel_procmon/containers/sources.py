@@ -7,7 +7,6 @@ from urllib.parse import unquote, urlsplit
 
 from otel_procmon.containers.kube_access import ApiServer, find_access
 from otel_procmon.containers.metadata import Metadata, MetadataSource
-from otel_procmon.containers.pod_watch import PodWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,6 +84,8 @@ def open_metadata(
         patience_s = max(options.hold_ns / 1e9, _PATIENCE_S)
         runtime = RuntimeSource(path, ledger, patience_s=patience_s, keep_annotation=keep_annotation)
     if options.ask_kubernetes and (access := find_access(environ, root, options.kubeconfig)) is not None:
+        from otel_procmon.containers.pod_watch import PodWatch  # noqa: PLC0415 - urllib3 costs 11 MB
+
         api = PodWatch(lambda: ApiServer(access), options.node_name or node, ledger, keep_annotation=keep_annotation)
     if runtime is None and api is None:
         return None
