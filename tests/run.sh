@@ -27,6 +27,8 @@ require_tools() {
 	[ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 	command -v make >/dev/null || missing+=(make)
 	command -v strace >/dev/null || missing+=(strace)
+	command -v runc >/dev/null || missing+=(runc)
+	command -v busybox >/dev/null || missing+=(busybox-static)
 	if [ ${#missing[@]} -gt 0 ]; then
 		if can_install; then
 			install_packages "${missing[@]}" || die "apt could not install ${missing[*]}: see above"
