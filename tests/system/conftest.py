@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from tests.kernel.truth.running import cannot_run, run_command
-from tests.system.bed.backends import Programs, find_programs
+from tests.system.bed.backends import Programs, Stores, find_programs, stores
 from tests.system.bed.node import NAME, Node, running_node
 
 if TYPE_CHECKING:
@@ -45,16 +45,28 @@ def require_bed() -> None:
 
 
 @pytest.fixture(scope="session")
-def backends() -> Programs:
-    """The programs of real backends; skips the test, or fails it, where they or a kernel to tell of are missing."""
+def require_bpf() -> None:
+    """Skip the test where no agent can run, or fail it where PROCMON_REQUIRE contains ``system``."""
     if os.geteuid() != 0:
         cannot_run("system", "BPF programs need root")
     if not Path("/sys/kernel/btf/vmlinux").exists():
         cannot_run("system", "this kernel has no BTF")
+
+
+@pytest.fixture(scope="session")
+def backends(require_bpf: None) -> Programs:
+    """The programs of real backends; skips the test, or fails it, likewise."""
     found = find_programs(BED / "backends")
     if not isinstance(found, Programs):
         cannot_run("system", f"there is no {', no '.join(found)} in {BED}/backends: {HINT}")
     return found
+
+
+@pytest.fixture(scope="session")
+def kept(backends: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    """Jaeger and Loki, and Tempo if there is one, for all tests that do not break them."""
+    with stores(backends, tmp_path_factory.mktemp("stores")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

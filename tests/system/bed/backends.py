@@ -283,10 +283,42 @@ class Collector(NamedTuple):
         return str(ask(f"http://{HOST}:{self.metrics_port}/metrics"))
 
 
+class Stores(NamedTuple):
+    """What a Collector passes records on to."""
+
+    jaeger: Jaeger
+    loki: Loki
+    tempo: Tempo | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """By which a configuration finds them.
+
+        Jaeger takes OTLP just as Tempo does: where there is no Tempo it stands in for it.
+        """
+        return {
+            "TEMPO_ENDPOINT": (self.tempo or self.jaeger).otlp,
+            "JAEGER_ENDPOINT": self.jaeger.otlp,
+            "LOKI_ENDPOINT": f"{self.loki.url}/otlp",
+        }
+
+
 @contextmanager
-def jaeger(program: Path, directory: Path) -> Iterator[Jaeger]:
-    """A Jaeger that keeps traces in memory."""
-    otlp, query, query_grpc, health = free_ports(4)
+def stores(programs: Programs, directory: Path) -> Iterator[Stores]:
+    """All that there are programs of."""
+    with ExitStack() as stack:
+        yield Stores(
+            stack.enter_context(jaeger(programs.jaeger, directory)),
+            stack.enter_context(loki(programs.loki, directory)),
+            stack.enter_context(tempo(programs.tempo, directory)) if programs.tempo else None,
+        )
+
+
+@contextmanager
+def jaeger(program: Path, directory: Path, otlp: int | None = None) -> Iterator[Jaeger]:
+    """A Jaeger that keeps traces in memory; `otlp` is a port for it, where it has to be a certain one."""
+    free, query, query_grpc, health = free_ports(4)
+    otlp = otlp or free
     configuration = directory / "jaeger.yaml"
     configuration.write_text(_JAEGER.format(otlp=otlp, query=query, query_grpc=query_grpc, health=health))
     url = f"http://{HOST}:{query}"
@@ -341,8 +373,6 @@ def collector(
     configurations: Sequence[Path],
     directory: Path,
     environment: Mapping[str, str] | None = None,
-    through: Sequence[str] = (),
-    host: str = HOST,
 ) -> Iterator[Collector]:
     """A Collector with one of the configurations in ``collector-config/``, and perhaps another one on top.
 
@@ -351,19 +381,17 @@ def collector(
         configurations: Their files. Ports are given to them by the variables that all of them have.
         directory: For its files.
         environment: The other variables that the files have.
-        through: A command that runs what follows it, by which the Collector is run.
-        host: Where it listens.
     """
     grpc, http, health, metrics = free_ports(4)
     given = {
-        "OTLP_GRPC_LISTEN": f"{host}:{grpc}",
-        "OTLP_HTTP_LISTEN": f"{host}:{http}",
-        "HEALTH_LISTEN": f"{host}:{health}",
+        "OTLP_GRPC_LISTEN": f"{HOST}:{grpc}",
+        "OTLP_HTTP_LISTEN": f"{HOST}:{http}",
+        "HEALTH_LISTEN": f"{HOST}:{health}",
         "OWN_METRICS_PORT": str(metrics),
         **(environment or {}),
     }
     variables = [f"{name}={value}" for name, value in given.items()]
-    command = [*through, "env", *variables, str(program), *(f"--config={each}" for each in configurations)]
+    command = ["env", *variables, str(program), *(f"--config={each}" for each in configurations)]
     name = f"collector-{configurations[0].stem}"
-    with running(name, command, directory, f"http://{host}:{health}/") as daemon:
+    with running(name, command, directory, f"http://{HOST}:{health}/") as daemon:
         yield Collector(daemon, given, grpc, http, metrics)
