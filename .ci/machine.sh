@@ -120,6 +120,7 @@ require_bed_packages() {
 		/usr/bin/openssl openssl
 		/usr/sbin/runc runc
 		/usr/bin/busybox busybox-static
+		/usr/bin/systemd-analyze systemd
 	END
 	[ ${#missing[@]} = 0 ] || { can_install && install_packages "${missing[@]}"; }
 }

@@ -182,6 +182,24 @@ def agent_process(agent: dict[str, Any]) -> int:
     raise AssertionError(f"no process runs in {container_id}")
 
 
+def test_it_can_capture_without_root(node: Node, collected: Received) -> None:
+    """As docs/kubernetes.md and examples/systemd have it: another user, with the capabilities as ambient ones."""
+    capabilities = "-all,+bpf,+perfmon,+sys_ptrace"
+    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={capabilities}")
+    script = f"exec {' '.join(as_nobody)} --ambient-caps={capabilities} sh -c 'id -u; otel-procmon doctor'"
+    doctor = container("main", "/bin/sh", "-c", script, image="localhost/otel-procmon:test")
+    doctor["securityContext"] = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"], "add": [*CAPABILITIES, "SETUID", "SETGID"]},
+    }
+    node.apply(pod("doctor", doctor, hostPID=True, restartPolicy="Never"))
+    node.wait_for_phase("doctor", "Succeeded")
+    said = node.kubectl("logs", "doctor").splitlines()
+    node.kubectl("delete", "pod", "doctor", "--wait=false")
+    assert said[0] == "65534"
+    assert said[-1] == "This host can capture."
+
+
 def test_it_ends_in_order_when_it_is_told_to(node: Node, collected: Received) -> None:
     """Last, since nothing captures after that for a while: the DaemonSet makes another pod."""
     (agent,) = node.get("pods", "-n", NAMESPACE)["items"]
