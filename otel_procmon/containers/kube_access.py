@@ -7,6 +7,7 @@ renewed, proxies. It takes half a second and 20 MB to import, and urllib3 11 MB:
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 SERVICE_ACCOUNT: Final = Path("var/run/secrets/kubernetes.io/serviceaccount/token")
 _KUBELET: Final = Path("var/lib/kubelet")
 _CONNECT_S: Final = 10.0
+_SOCKET_OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    # A watch is silent for minutes, and a server that loses its power says nothing either: found out within a minute.
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 
 
 class Access(NamedTuple):
@@ -68,6 +77,7 @@ class ApiServer:
         self._configuration: Any = client.Configuration()
         # Whether and when to try again is decided where it is known what for.
         self._configuration.retries = False
+        self._configuration.socket_options = list(_SOCKET_OPTIONS)
         try:
             if access.kubeconfig is None:
                 load.load_incluster_config(client_configuration=self._configuration)

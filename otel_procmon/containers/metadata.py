@@ -6,7 +6,9 @@ labels as they are now. So a container is the runtime's where it has it, and a p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from otel_procmon.events import Container, Pod
@@ -51,6 +53,9 @@ class MetadataSource(Protocol):
         """End."""
 
 
+_ADDRESSED_MAX: Final = 1024
+
+
 class Found(NamedTuple):
     """What all sources together know."""
 
@@ -67,6 +72,8 @@ class Metadata:
         self._runtime = runtime
         self._api = api
         self._sources = [source for source in (runtime, api) if source is not None]
+        self._addressed: dict[str, tuple[Pod, Pod]] = {}
+        """The API's pods that have no address there yet, and with the runtime's; by uid."""
 
     def find(self, container_id: str | None, pod_uid: str | None) -> Found:
         """What is known of a container, by its id and by the uid that its cgroup path has for its pod."""
@@ -79,7 +86,7 @@ class Metadata:
             if container is None:
                 container = told.container
             if told.pod is not None:
-                pod = told.pod
+                pod = self._with_address(told.pod, pod)
             elif container is not None and pod is not None:
                 # The runtime does not know the pod's owners. They decide what the service is called, so they are worth
                 # waiting for, unless they cannot be had now.
@@ -88,6 +95,20 @@ class Metadata:
             return Found(container, pod, pending=False)
         pending = any(source.may_come(container_id, pod_uid) for source in self._sources)
         return Found(container, pod, pending)
+
+    def _with_address(self, pod: Pod, runtimes: Pod | None) -> Pod:
+        """The API's `pod` with the address that the runtime knows earlier; one object for as long as it is needed.
+
+        Else a pod's first records, and all records of one that lives shortly, would be without.
+        """
+        if pod.ip is not None or runtimes is None or runtimes.ip is None or pod.uid is None:
+            return pod
+        known = self._addressed.get(pod.uid)
+        if known is None or known[0] is not pod:
+            if len(self._addressed) >= _ADDRESSED_MAX:
+                self._addressed.clear()
+            known = self._addressed[pod.uid] = (pod, replace(pod, ip=runtimes.ip))
+        return known[1]
 
     def seek(self, container_id: str) -> None:
         """Find out about a container soon."""

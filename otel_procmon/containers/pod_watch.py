@@ -130,6 +130,7 @@ class PodWatch:
         self._failures = 0
         self._told: str | None = None
         self._malformed = 0
+        self._said_empty = False
         self._closing = threading.Event()
         self._answer: urllib3.BaseHTTPResponse | None = None
         self.state: State = "starting"
@@ -211,6 +212,14 @@ class PodWatch:
             raise ValueError("a list of pods without metadata.resourceVersion")
         self._ledger.count(PLACE, "listed")
         self._works(server)
+        if not uids and not self._said_empty:
+            # One pod there is at least, if the agent runs in one.
+            self._said_empty = True
+            _log.warning(
+                "the Kubernetes API at %s has no pods of node %s: if that is not this node's name there, set NODE_NAME",
+                server.address,
+                self._node,
+            )
 
     def _watch(self, server: ApiServer) -> None:
         """Learn of changes until the server ends it. Raises as `_list` does."""

@@ -199,6 +199,7 @@ GARBAGE = {
 def test_garbage_costs_itself_only(
     server: KubeServer, watch: Watch, ledger: Ledger, caplog: pytest.LogCaptureFixture, line: bytes
 ) -> None:
+    server.put(pod("agent", "u-0"))
     pods = watch()
     until(server.watches)
     server.version += 1
@@ -286,6 +287,21 @@ def test_missing_permission_is_said_once(
     server.put(pod("xwing", "u-1"))
     until(lambda: names(pods, "u-1") == ["xwing"])
     until(lambda: pods.state == "ready")
+
+
+def test_a_node_without_pods_may_have_another_name(
+    server: KubeServer, watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch()
+    until(server.watches)
+    server.forget()
+    server.version += 1
+    server.cut()
+    until(lambda: len(server.watches()) > 1)
+    assert [record.message for record in caplog.records] == [
+        f"the Kubernetes API at {server.address} has no pods of node n1: if that is not this node's name there, set "
+        "NODE_NAME"
+    ]
 
 
 def test_a_token_that_has_changed_is_read_again(server: KubeServer, watch: Watch, tmp_path: Path) -> None:

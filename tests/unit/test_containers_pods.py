@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from otel_procmon.config import ContainerOptions
 from otel_procmon.containers import pods as module
@@ -311,6 +312,19 @@ BOTH = {
 @pytest.mark.parametrize(("runtime", "api", "found"), BOTH.values(), ids=BOTH)
 def test_the_sources_together(runtime: Source | None, api: Source | None, found: Found) -> None:
     assert Metadata(runtime, api).find("c", "u") == found
+
+
+def test_the_runtime_knows_a_pods_address_earlier() -> None:
+    api = Source(c=Known(BY_API, WHOLE))
+    metadata = Metadata(Source(c=Known(BY_RUNTIME, replace(SANDBOXED, ip="10.0.0.7"))), api)
+    pod = metadata.find("c", "u").pod
+    assert pod == replace(WHOLE, ip="10.0.0.7")
+    # One object, as the API's own would be.
+    assert metadata.find("c", "u").pod is pod
+    api.known["c"] = Known(BY_API, replace(WHOLE, labels={"new": "1"}))
+    assert metadata.find("c", "u").pod == replace(WHOLE, ip="10.0.0.7", labels={"new": "1"})
+    api.known["c"] = Known(BY_API, replace(WHOLE, ip="10.0.0.8"))
+    assert metadata.find("c", "u").pod == replace(WHOLE, ip="10.0.0.8")
 
 
 def test_the_runtime_tells_which_pod_to_look_for() -> None:
