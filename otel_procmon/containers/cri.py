@@ -422,7 +422,7 @@ def _reason(error: Exception) -> str:
     """Why a call failed, without gRPC's account of how it got there."""
     if not isinstance(error, grpc.RpcError):
         return str(error)
-    details = str(error.details() or "").rpartition("error: ")[2]
+    details = str(error.details() or "").rpartition(": ")[2]
     return details[:1].lower() + details[1:] or error.code().name
 
 
