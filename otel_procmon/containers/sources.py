@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 ENDPOINT_VARIABLE: Final = "CONTAINER_RUNTIME_ENDPOINT"
 """crictl's own."""
 _WELL_KNOWN: Final = (
-    "run/containerd/containerd.sock",
-    "run/crio/crio.sock",
     "run/k3s/containerd/containerd.sock",
+    "run/crio/crio.sock",
     "run/cri-dockerd.sock",
+    "run/containerd/containerd.sock",
 )
-"""In the order in which crictl tries them, with that of k3s, whose containerd has another place."""
+"""crictl's, and that of k3s. The first three are there for Kubernetes only; the last one is Docker's, too."""
 
 _PATIENCE_S: Final = 10.0
 

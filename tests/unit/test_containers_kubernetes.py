@@ -15,6 +15,7 @@ import pytest
 from otel_procmon.containers import pod_watch
 from otel_procmon.containers.kube_access import SERVICE_ACCOUNT, Access, AccessError, ApiServer, find_access
 from otel_procmon.containers.pod_watch import PLACE, PodWatch, examine_api
+from otel_procmon.doctor import _containers
 from otel_procmon.ledger import Ledger
 from tests.unit.cri_server import until
 from tests.unit.kube_server import KubeServer, pod, running
@@ -383,6 +384,24 @@ def test_examine(server: KubeServer, tmp_path: Path) -> None:
     answers, what = examine_api(Access(str(tmp_path / "nothing")), "n1")
     assert not answers
     assert "does not say how to reach the Kubernetes API" in what
+
+
+def test_the_doctor_looks_where_there_is_a_sign(server: KubeServer, tmp_path: Path) -> None:
+    def found(**environ: str) -> list[tuple[str, str]]:
+        return [(finding.state, finding.what) for finding in _containers(environ, tmp_path)]
+
+    assert found() == []
+    server.put(pod("xwing", "u-1"))
+    kubeconfig = str(server.kubeconfig(tmp_path))
+    ((state, what),) = found(KUBECONFIG=kubeconfig, NODE_NAME="n1")
+    assert state == "ok"
+    assert what == f"the Kubernetes API ({server.address}, by {kubeconfig}) lists 1 pods of this node"
+    server.refuse = 403, {}
+    states = [state for state, _ in found(KUBECONFIG=kubeconfig, CONTAINER_RUNTIME_ENDPOINT="/nowhere")]
+    assert states == ["note", "note"]
+    # The agent itself would not start.
+    ((state, what),) = found(CONTAINER_RUNTIME_ENDPOINT="tcp://nowhere")
+    assert (state, what.split(";")[0]) == ("missing", "CONTAINER_RUNTIME_ENDPOINT is 'tcp://nowhere'")
 
 
 # Where the way to the API is looked for.

@@ -347,7 +347,8 @@ def test_sockets_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_socket(ContainerOptions(), {}, tmp_path) is None
     # Relative, for a socket's path has 107 bytes at most.
     monkeypatch.chdir(tmp_path)
-    for place in ("run/crio/crio.sock", "run/containerd/containerd.sock"):
+    # Docker has a containerd of its own beside that of Kubernetes.
+    for place in ("run/containerd/containerd.sock", "run/crio/crio.sock", "run/k3s/containerd/containerd.sock"):
         (tmp_path / place).parent.mkdir(parents=True)
         with socket.socket(socket.AF_UNIX) as one:
             one.bind(place)
