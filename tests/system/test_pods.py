@@ -227,6 +227,20 @@ def test_without_permission_that_is_said_once_and_the_agent_goes_on(
     assert sum("forbidden" in line for line in agent.stderr.splitlines()) == 1
 
 
+def test_a_runtime_that_is_restarted_is_found_again(node: Node, agent_on_node: AgentOnNode, tmp_path: Path) -> None:
+    words = marker(), marker()
+    with agent_on_node(tmp_path, api=False) as agent:
+        node.apply(pod("before", container("main", *shell(words[0], "while sleep 1; do :; done"))))
+        (before,) = wait_for(agent, words[0])
+        # Containers go on meanwhile: their shims do not end with it.
+        node.containerd.stop()
+        node.start_containerd()
+        node.apply(pod("after", container("main", *shell(words[1], "sleep 3600"))))
+        (after,) = wait_for(agent, words[1])
+    assert [log.resource.get("k8s.pod.name") for log in (before, after)] == ["before", "after"]
+    assert is_complete(after)
+
+
 def test_an_api_server_that_is_away_for_a_minute_is_missed_once_and_found_again(
     node: Node, agent_on_node: AgentOnNode, tmp_path: Path
 ) -> None:

@@ -216,13 +216,25 @@ class Node:
 
     def tasks(self) -> list[str]:
         """Ids of the containers that run, sandboxes included."""
-        return self.place.run("ctr", "-n", "k8s.io", "tasks", "ls", "-q").split()
+        return self.place.run("ctr", "--connect-timeout", "2s", "-n", "k8s.io", "tasks", "ls", "-q").split()
 
     def run_in_container(self, container_id: str, *command: str) -> str:
         """Run a command in a container by way of the runtime, as ``kubectl exec`` does in the end. Returns its output."""
         return self.place.run(
             *("ctr", "-n", "k8s.io", "tasks", "exec", "--exec-id", uuid.uuid4().hex, container_id), *command
         )
+
+    def start_containerd(self) -> None:
+        """Start it, again after ``containerd.stop()``, and wait until it answers."""
+        self.containerd.start()
+        self.containerd.wait_until(self._containerd_answers, "containerd answers")
+
+    def _containerd_answers(self) -> bool:
+        try:
+            self.tasks()
+        except BedError:
+            return False
+        return True
 
     def start_api_server(self) -> None:
         """Start it, again after ``api_server.stop()``, and wait until it is ready."""
@@ -272,8 +284,7 @@ class Node:
         self.static_pods.mkdir()
         self._network()
         self.etcd.start()
-        self.containerd.start()
-        self.containerd.wait_until(self.cri_socket.exists, "containerd listens")
+        self.start_containerd()
         self._images(directory / "images")
         self.start_api_server()
         self.controllers.start()
