@@ -1,4 +1,4 @@
-"""From a source to what happened: read, decode, ask lineage; for each kind of source its own rules.
+"""From a source to what happened: read, decode, redact, ask lineage; for each kind of source its own rules.
 
 The kernel gives events in their order, but none of what ran before: a snapshot closes that gap at the start, and a
 sweep now and then the gaps that losses left. Tetragon's events need to be put in order first.
@@ -21,6 +21,7 @@ from otel_procmon.decode.tetragon import decode_tetragon
 from otel_procmon.events import Discovered
 from otel_procmon.lineage.ids import SpanIds
 from otel_procmon.lineage.table import ProcessTable
+from otel_procmon.redact.stage import Redaction
 from otel_procmon.source.ebpf import READ_LIMIT
 from otel_procmon.source.recording import Batch
 from otel_procmon.teller import Teller
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from otel_procmon.source.ebpf import EbpfSource
     from otel_procmon.source.recording import Host, RecordingSource, RecordingWriter
     from otel_procmon.source.tetragon import TetragonSource
+
+    Redact = Callable[[Event], Event]
 
 _log = logging.getLogger(__name__)
 
@@ -103,8 +106,16 @@ class _Records:
     """Records of the kernel through the decoder and the process table; live or from a recording."""
 
     def __init__(
-        self, host: Host, clock: BootClock, observed_unix_ns: Callable[[], int], config: Config, ledger: Ledger
+        self,
+        host: Host,
+        clock: BootClock,
+        observed_unix_ns: Callable[[], int],
+        config: Config,
+        ledger: Ledger,
+        *,
+        redact: Redact | None,
     ) -> None:
+        self._redact = redact or Redaction(ledger)
         self.ids = SpanIds(host.boot_id)
         self.clock = clock
         self.table = ProcessTable(self.ids, config.trace, config.lineage, ledger)
@@ -139,7 +150,7 @@ class _Records:
         events = []
         for record in batch.records:
             try:
-                events.append(self._decoder.decode(record))
+                events.append(self._redact(self._decoder.decode(record)))
             except DecodeError as error:  # noqa: PERF203 - one bad record costs one record
                 self._troubles.note(error)
         if not batch.is_snapshot:
@@ -148,7 +159,11 @@ class _Records:
 
 
 class KernelCapture:
-    """This host's kernel, live. `recording` gets every batch, if it is not None."""
+    """This host's kernel, live. `recording` gets every batch, if it is not None.
+
+    `redact`, here and below, takes secrets out of an event before anything else sees it: by default those that
+    `otel_procmon.redact` knows by itself.
+    """
 
     def __init__(
         self,
@@ -159,10 +174,11 @@ class KernelCapture:
         recording: RecordingWriter | None = None,
         *,
         pinned: bool = False,
+        redact: Redact | None = None,
     ) -> None:
         self._source = source
         self._clock = BootClock()
-        self._records = _Records(host, self._clock, time.time_ns, config, ledger)
+        self._records = _Records(host, self._clock, time.time_ns, config, ledger, redact=redact)
         self._ledger = ledger
         self._recording = recording
         self._pinned = pinned
@@ -309,11 +325,13 @@ class KernelCapture:
 class RecordingCapture:
     """A recording of records, as if it were live."""
 
-    def __init__(self, source: RecordingSource, host: Host, config: Config, ledger: Ledger) -> None:
+    def __init__(
+        self, source: RecordingSource, host: Host, config: Config, ledger: Ledger, *, redact: Redact | None = None
+    ) -> None:
         self._source = source
         self._now_boot_ns = self._now_unix_ns = 0
         clock = BootClock(lambda: self._now_boot_ns, lambda: self._now_unix_ns)
-        self._records = _Records(host, clock, lambda: self._now_unix_ns, config, ledger)
+        self._records = _Records(host, clock, lambda: self._now_unix_ns, config, ledger, redact=redact)
         self.ids = self._records.ids
 
     def step(self) -> list[Happening] | None:
@@ -365,7 +383,10 @@ class TetragonCapture:
     (a file that is read from its beginning to its end) only the events' own times count.
     """
 
-    def __init__(self, source: TetragonSource, config: Config, ledger: Ledger, *, live: bool) -> None:
+    def __init__(
+        self, source: TetragonSource, config: Config, ledger: Ledger, *, live: bool, redact: Redact | None = None
+    ) -> None:
+        self._redact = redact or Redaction(ledger)
         self._source = source
         self._live = live
         self._ledger = ledger
@@ -390,7 +411,7 @@ class TetragonCapture:
                 self._troubles.note(error)
                 continue
             if event is not None:
-                happenings += self._apply(self._window.push(event))
+                happenings += self._apply(self._window.push(self._redact(event)))
         happenings += self._apply(self._window.tick(time.monotonic()))
         if self._live:
             happenings += self._table.tick(time.time_ns())

@@ -38,6 +38,8 @@ from otel_procmon.deliver.file import FileDelivery
 from otel_procmon.filters import Filter, FilterError, read_filter_file
 from otel_procmon.ledger import Ledger
 from otel_procmon.outputs import LineOutput, Output, RecordOutput
+from otel_procmon.redact.filters import RedactionError, own_filters, read_redaction_filters
+from otel_procmon.redact.stage import Redaction, unredacted
 from otel_procmon.source.ebpf import EbpfSource
 from otel_procmon.source.errors import SourceError
 from otel_procmon.source.pins import Pins
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
     from otel_procmon.containers.metadata import Metadata
     from otel_procmon.convert.records import Resource
+    from otel_procmon.events import Event
     from otel_procmon.lineage.image import Happening
 
 PROG: Final = "otel-procmon"
@@ -92,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _say(f"{PROG} {options.command}: {error}")
         return 2
-    except (ConfigError, DeliveryError, EndpointError, FilterError, SourceError) as error:
+    except (ConfigError, DeliveryError, EndpointError, FilterError, RedactionError, SourceError) as error:
         _say(f"{PROG}: {error}")
         return 1
     except KeyboardInterrupt:
@@ -236,11 +239,12 @@ def _run(options: argparse.Namespace) -> int:
     config = configure(options)
     ledger = Ledger()
     filter_ = _filter(config)
+    redact = _redaction(config, ledger)
     kind, path = _source(options, config)
     node = os.environ.get("NODE_NAME") or socket.gethostname()
     local = kind == "ebpf"
     # The kernel first: what happens while the exporters are set up waits in the ring.
-    capture, greeting = _capture(kind, path, node, config, ledger, options=options)
+    capture, greeting = _capture(kind, path, node, config, ledger, options=options, redact=redact)
     try:
         lines, deliveries = _sinks(config, options.color, ledger)
         # Events that are not this host's, or not of now, say themselves what container they are of.
@@ -337,6 +341,18 @@ def _filter(config: Config) -> Filter:
     )
 
 
+def _redaction(config: Config, ledger: Ledger) -> Callable[[Event], Event]:
+    """What takes secrets out of events. Raises RedactionError."""
+    redaction = config.redaction
+    filters = own_filters(redaction.rules)
+    if redaction.file is not None:
+        filters += read_redaction_filters(redaction.file)
+    if not redaction.enabled:
+        _log.warning("redaction.enabled is false: secrets in command lines leave as they are")
+        return unredacted
+    return Redaction(ledger, filters)
+
+
 def _source(options: argparse.Namespace, config: Config) -> tuple[str, str]:
     """Kind and path of the source. Raises UsageError."""
     if options.command == "replay":
@@ -366,7 +382,14 @@ def _is_recording(path: str) -> bool:
 
 
 def _capture(
-    kind: str, path: str, node: str, config: Config, ledger: Ledger, *, options: argparse.Namespace
+    kind: str,
+    path: str,
+    node: str,
+    config: Config,
+    ledger: Ledger,
+    *,
+    options: argparse.Namespace,
+    redact: Callable[[Event], Event],
 ) -> tuple[Capture, str]:
     """The open capture, and what to say of it. Raises SourceError."""
     if kind == "ebpf":
@@ -377,18 +400,18 @@ def _capture(
             _log.warning("what an agent of another version or configuration had pinned was removed")
         host = Host(node=node, boot_id=BOOT_ID.read_text(encoding="ascii").strip(), page_bytes=resource.getpagesize())
         recording = None if options.record is None else RecordingWriter(options.record, host)
-        kernel = KernelCapture(source, host, config, ledger, recording, pinned=options.pin)
+        kernel = KernelCapture(source, host, config, ledger, recording, pinned=options.pin, redact=redact)
         taken_over = ", going on where the last agent stopped" if source.taken_over else ""
         return kernel, f"capturing every process of {node} (Linux {platform.release()}){taken_over}; Ctrl-C ends"
     if kind == "recording":
         recorded = RecordingSource(path)
-        return RecordingCapture(recorded, recorded.open(), config, ledger), f"replaying {path}"
+        return RecordingCapture(recorded, recorded.open(), config, ledger, redact=redact), f"replaying {path}"
     follow = options.command != "replay"
     tetragon = TetragonSource(None if path == "-" else path, follow=follow)
     tetragon.open()
     name = "standard input" if path == "-" else path
     what = f"reading Tetragon's events from {name}" + ("; Ctrl-C ends" if follow else "")
-    return TetragonCapture(tetragon, config, ledger, live=follow), what
+    return TetragonCapture(tetragon, config, ledger, live=follow, redact=redact), what
 
 
 def _sinks(config: Config, colour: str, ledger: Ledger) -> tuple[list[LineOutput], list[Delivery]]:

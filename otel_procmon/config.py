@@ -114,6 +114,15 @@ class RecordOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class RedactionOptions:
+    """What is taken out of command lines; `otel_procmon.redact` gives the meaning."""
+
+    enabled: bool = True
+    rules: tuple[str, ...] = ()
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryOptions:
     """What cannot be sent at once waits: in memory, then on disk."""
 
@@ -134,6 +143,7 @@ class Config:
     trace: TraceOptions = field(default_factory=TraceOptions)
     lineage: LineageOptions = field(default_factory=LineageOptions)
     containers: ContainerOptions = field(default_factory=ContainerOptions)
+    redaction: RedactionOptions = field(default_factory=RedactionOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
     delivery: DeliveryOptions = field(default_factory=DeliveryOptions)
 
@@ -357,6 +367,13 @@ _SECTIONS: Final = {
             "nobody is asked and nothing waits."
         ),
     ),
+    "redaction": (
+        RedactionOptions,
+        (
+            "What is taken out of command lines before anything leaves, or any filter sees it: see redaction.md for "
+            "what is found by itself."
+        ),
+    ),
     "records": (RecordOptions, "What log records and spans say."),
     "delivery": (DeliveryOptions, "What cannot be sent at once (`otlp`) waits: in memory, then on disk."),
 }
@@ -512,6 +529,24 @@ _OPTIONS: Final = (
         "max_held",
         _whole(1, 1_048_576),
         "How much may wait, of all containers together. Each takes about 3 KiB.",
+    ),
+    _Option(
+        "redaction",
+        "enabled",
+        _SWITCH,
+        "Whether secrets are replaced by `*****`. If not, all arguments leave as they are, and the agent warns.",
+    ),
+    _Option(
+        "redaction",
+        "rules",
+        _REGEXES._replace(may_be=r"a list of regular expressions, such as ['--pin[= ](\d+)', 'corp-key-(\w+)']"),
+        "More rules, beside those built in: RE2 expressions on the arguments as one text, whose groups are replaced.",
+    ),
+    _Option(
+        "redaction",
+        "file",
+        _FILE_OR_NONE,
+        "A file of Tetragon's redaction filters: JSON objects with `redact` and perhaps `binary_regex`.",
     ),
     _Option(
         "records",

@@ -126,6 +126,8 @@ class Process(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     kernel_thread: bool = False
     truncated: tuple[str, ...] = ()
     """Names of the fields that were cut."""
+    redacted: tuple[str, ...] = ()
+    """Names of the rules that found secrets, which were replaced (`otel_procmon.redact`)."""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -185,6 +185,12 @@ PROCMON_EXECUTABLE_DELETED: Final = _procmon(
 PROCMON_TRUNCATED: Final = _procmon(
     "procmon.truncated", "string[]", "something was cut", "Names of the fields that were cut."
 )
+PROCMON_REDACTED: Final = _procmon(
+    "procmon.redacted",
+    "string[]",
+    "something was redacted",
+    "Names of the rules by which secrets were found in the command line or in a path, and replaced by `*****`.",
+)
 PROCMON_METADATA_INCOMPLETE: Final = _procmon(
     "procmon.metadata.incomplete",
     "boolean",

@@ -242,6 +242,7 @@ class Converter:
             process.interpreter,
             process.executable_deleted or None,
             process.truncated,
+            process.redacted,
             process.metadata_incomplete or None,
         )
         parent = (
@@ -317,6 +318,7 @@ _PROGRAM: Final = (
     names.PROCMON_INTERPRETER,
     names.PROCMON_EXECUTABLE_DELETED,
     names.PROCMON_TRUNCATED,
+    names.PROCMON_REDACTED,
     names.PROCMON_METADATA_INCOMPLETE,
 )
 _PARENT: Final = (

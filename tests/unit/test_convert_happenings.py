@@ -426,7 +426,13 @@ def test_hostile_text_is_encodable_and_loses_nothing_else(
 
 
 def test_all_written_attributes_are_registered_for_their_place() -> None:
-    image = image_of(executable_deleted=True, interpreter="/bin/sh", truncated=("argv",), metadata_incomplete=True)
+    image = image_of(
+        executable_deleted=True,
+        interpreter="/bin/sh",
+        truncated=("argv",),
+        redacted=("option",),
+        metadata_incomplete=True,
+    )
     image.entry_reason = "init_parent"
     usage = Usage(cpu_user_ns=1, cpu_system_ns=1, max_rss_bytes=1, read_bytes=1, written_bytes=1)
     convert = converter()

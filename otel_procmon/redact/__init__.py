@@ -1,0 +1,1 @@
+"""Takes secrets out of command lines, before anything else sees them."""

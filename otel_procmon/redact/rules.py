@@ -1,0 +1,518 @@
+r"""What a secret in a command line looks like: tables, without the code that uses them (`redact.find`).
+
+Four kinds, by how a secret is known:
+
+- `SHAPES`: it has a form that its issuer has published, or that is known from public scanners; wherever it stands;
+- `ENDINGS`: an option, a variable, a header or a JSON key has a name that says so: ``--db-password``, ``API_KEY=``;
+- `FORMS`: the program takes it by an option or at a place of its own: ``mysql -p…``, ``curl -u user:…``;
+- `TEXTS`: what stands before it says so: ``Authorization: Bearer …``, ``-----BEGIN PRIVATE KEY-----``.
+
+Arguments are hostile and long, and Python's `re` backtracks. So a pattern here has no repeat within a repeat, and an
+unbounded repeat only of one set of characters, with nothing after it that could fail; a shape begins where no letter or
+digit stands before it, so that each character is looked at a bounded number of times. A test reads the patterns and
+holds them to that.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Final, NamedTuple
+
+MARK: Final = "*****"
+"""What stands in the place of a secret: Tetragon's (``pkg/fieldfilters/redaction.go``), and never as long as it."""
+
+
+class Shape(NamedTuple):
+    """A form of secret that is recognised by itself."""
+
+    name: str
+    pattern: str
+    """Of the whole secret, without what must stand before it."""
+    source: str
+    """Where the form is described."""
+
+
+_GITLEAKS: Final = "https://github.com/gitleaks/gitleaks/blob/master/config/gitleaks.toml"
+
+SHAPES: Final = (
+    Shape(
+        "aws-key-id",
+        r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}",
+        "https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html#identifiers-unique-ids",
+    ),
+    Shape(
+        "github-token",
+        r"gh[pousr]_[A-Za-z0-9_]{20,}",
+        "https://github.blog/changelog/2021-03-31-authentication-token-format-updates-are-generally-available/",
+    ),
+    Shape("github-token", r"github_pat_[A-Za-z0-9_]{20,}", "https://docs.github.com/en/authentication"),
+    Shape(
+        "gitlab-token",
+        r"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|ffct|soat)-[A-Za-z0-9_.-]{20,}",
+        "https://docs.gitlab.com/security/tokens/#token-prefixes",
+    ),
+    Shape("slack-token", r"xox[a-z]-[A-Za-z0-9-]{10,}", "https://api.slack.com/authentication/token-types"),
+    Shape("slack-token", r"xapp-[0-9]-[A-Za-z0-9-]{10,}", "https://api.slack.com/authentication/token-types"),
+    Shape("stripe-key", r"[sr]k_(?:live|test)_[A-Za-z0-9]{10,}", "https://docs.stripe.com/keys"),
+    Shape("stripe-key", r"whsec_[A-Za-z0-9+/=]{16,}", "https://docs.stripe.com/webhooks"),
+    Shape("google-api-key", r"AIza[A-Za-z0-9_-]{35}", "https://cloud.google.com/docs/authentication/api-keys"),
+    Shape("google-oauth-token", r"ya29\.[A-Za-z0-9_-]{16,}", _GITLEAKS),
+    Shape("google-oauth-secret", r"GOCSPX-[A-Za-z0-9_-]{20,}", _GITLEAKS),
+    Shape(
+        "npm-token",
+        r"npm_[A-Za-z0-9]{36}",
+        "https://github.blog/changelog/2021-09-23-npm-has-a-new-access-token-format/",
+    ),
+    Shape("pypi-token", r"pypi-[A-Za-z0-9_-]{32,}", "https://pypi.org/help/#apitoken"),
+    Shape("rubygems-key", r"rubygems_[0-9a-f]{48}", "https://guides.rubygems.org/api-key-scopes/"),
+    Shape(
+        "ai-key", r"sk-(?:ant-|proj-|svcacct-|admin-|or-)[A-Za-z0-9_-]{16,}", "https://docs.claude.com/en/api/overview"
+    ),
+    Shape("ai-key", r"sk-[A-Za-z0-9]{20,}", "https://platform.openai.com/docs/api-reference/authentication"),
+    Shape("ai-key", r"(?:gsk_|xai-|pplx-|nvapi-|r8_)[A-Za-z0-9_-]{32,}", _GITLEAKS),
+    Shape("huggingface-token", r"hf_[A-Za-z0-9]{30,}", "https://huggingface.co/docs/hub/security-tokens"),
+    Shape("sendgrid-key", r"SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,}", _GITLEAKS),
+    Shape("docker-token", r"dckr_(?:pat|oat)_[A-Za-z0-9_-]{20,}", "https://docs.docker.com/security/access-tokens/"),
+    Shape("digitalocean-token", r"do[opr]_v1_[0-9a-f]{40,}", "https://docs.digitalocean.com/reference/api/"),
+    Shape("vault-token", r"hv[sbr]\.[A-Za-z0-9_-]{20,}", "https://developer.hashicorp.com/vault/docs/concepts/tokens"),
+    Shape("terraform-token", r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{40,}", _GITLEAKS),
+    Shape("shopify-token", r"shp(?:at|ss|ca|pa)_[0-9a-fA-F]{32}", _GITLEAKS),
+    Shape(
+        "grafana-token",
+        r"gl(?:sa|c)_[A-Za-z0-9_+/=]{32,}",
+        "https://grafana.com/docs/grafana/latest/administration/service-accounts/",
+    ),
+    Shape("databricks-token", r"dapi[0-9a-f]{32}", _GITLEAKS),
+    Shape("postman-key", r"PMAK-[0-9a-f]{24}-[0-9a-f]{34}", _GITLEAKS),
+    Shape("heroku-key", r"HRKU-[A-Za-z0-9_-]{36,}", _GITLEAKS),
+    Shape("atlassian-token", r"ATATT3[A-Za-z0-9_=-]{40,}", _GITLEAKS),
+    Shape("doppler-token", r"dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9_.-]{40,}", _GITLEAKS),
+    Shape("sentry-token", r"sntry[su]_[A-Za-z0-9+/=_-]{40,}", "https://docs.sentry.io/account/auth-tokens/"),
+    Shape("tailscale-key", r"tskey-[a-z]{2,12}-[A-Za-z0-9-]{16,}", "https://tailscale.com/kb/1085/auth-keys"),
+    Shape(
+        "telegram-token", r"[0-9]{8,10}:AA[A-Za-z0-9_-]{32,}", "https://core.telegram.org/bots/api#authorizing-your-bot"
+    ),
+    Shape("age-key", r"AGE-SECRET-KEY-1[0-9A-Z]{58}", "https://age-encryption.org/v1"),
+    Shape(
+        "jwt",
+        r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?",
+        "https://www.rfc-editor.org/rfc/rfc7519",
+    ),
+)
+
+SHAPE_BEGINS: Final = "(?<![A-Za-z0-9])"
+"""Before every shape. For a JWT it also keeps a long run of ``eyJ`` from being read again from each of its letters."""
+
+
+# Names.
+
+ENDINGS: Final = (
+    "password",
+    "passwd",
+    "passwort",
+    "passphrase",
+    "passcode",
+    "pass",
+    "pwd",
+    "psk",
+    "secret",
+    "token",
+    "apikey",
+    "accesskey",
+    "secretkey",
+    "authkey",
+    "accountkey",
+    "encryptionkey",
+    "masterkey",
+    "signingkey",
+    "privatekey",
+    "sharedkey",
+    "sharedaccesskey",
+    "primarykey",
+    "storagekey",
+    "licensekey",
+    "licencekey",
+    "credential",
+    "credentials",
+    "creds",
+)
+"""A name that ends so, without ``-``, ``_``, ``.``, ``:`` and digits at its end, is a secret's."""
+
+HARMLESS_ENDINGS: Final = (
+    # Words that happen to end like a secret.
+    "bypass",
+    "compass",
+    "trespass",
+    "encompass",
+    "highpass",
+    "lowpass",
+    "bandpass",
+    "allpass",
+    "subpass",
+    "renderpass",
+    "multipass",
+    "onepass",
+    "twopass",
+    "firstpass",
+    "lastpass",
+    "secondpass",
+    "finalpass",
+    "numpass",
+    "proxypass",
+    # Places in a list of results, and what makes a request be done once.
+    "nexttoken",
+    "pagetoken",
+    "startingtoken",
+    "continuationtoken",
+    "continuetoken",
+    "idempotencytoken",
+    "clienttoken",
+    "clientrequesttoken",
+    # What a language model calls a token.
+    "maxtoken",
+    "mintoken",
+    "eostoken",
+    "bostoken",
+    "padtoken",
+    "unktoken",
+    "masktoken",
+    "septoken",
+    "stoptoken",
+    "specialtoken",
+    # Names of objects in Kubernetes that hold a secret.
+    "pullsecret",
+    "tlssecret",
+    "existingsecret",
+    "certificatesecret",
+    "configsecret",
+)
+"""A name that ends so is none, whatever `ENDINGS` says."""
+
+SWITCH_PREFIX: Final = re.compile(
+    r"(?:no|without|with|enable|disable|use|ask|prompt|require|show|print|hide|generate|create|delete|revoke|rotate|list"
+    r"|reset|skip|allow)[-_]",
+)
+"""An option that begins so, and has no ``=``, takes no value: ``--no-password``, ``--with-token``."""
+
+HARMLESS_VALUE: Final = re.compile(
+    r"(?:"
+    r"true|false|yes|no|on|off|none|null|nil|undefined|prompt|ask|stdin|required|optional|disabled?|enabled?|default"
+    r"|[0-9]?"
+    r"|[*xX.]{1,64}"
+    r"|(?:file|fd|env|stdin|keyring|vault|ssm|arn|secretsmanager|op|kms|gopass):.{0,4096}"
+    r"|@[./~][^\s]{0,4096}"
+    r"|(?:id|type|src|source|target|env|name)=.{0,4096}"
+    r"|(?:\.{1,2}|~)/.{0,4096}"
+    r"|/(?:bin|certs?|config|credentials|data|dev|etc|home|keys?|media|mnt|opt|private|proc|root|run|secrets?|srv|sys|tmp"
+    r"|usr|var|vault|vol|workdir|workspace|app|builds|Users)(?:/.{0,4096})?"
+    r"|[\w.-]{1,128}(?:/[\w.-]{1,128}){0,16}\.(?:pem|key|crt|cert|json|ya?ml|toml|ini|conf|txt|env|pub|p12|pfx|jks|gpg|asc|htm|html|md|py"
+    r"|js|ts|go|c|h|cpp|o|d|rs|java|sh)"
+    r")",
+    re.DOTALL | re.ASCII | re.IGNORECASE,
+)
+"""What stands where a secret could, and only says where it is, or that there is none."""
+
+SHELL_REFERENCE: Final = re.compile(
+    r"\"?\$(?:[A-Za-z_][A-Za-z0-9_]{0,255}|[0-9@*#?]|\{[^}\"]{1,255}\}|\([^\"]{1,4096}\)?)\"?"
+)
+"""In a script: a variable, whose value the script does not tell."""
+
+
+# Programs.
+
+
+class Part(Enum):
+    """Which part of an option's value is the secret."""
+
+    WHOLE = "the whole value"
+    AFTER_COLON = "what follows the first colon"
+    AFTER_PERCENT = "what follows the first percent sign"
+    AFTER_COMMA = "what follows the first comma"
+    AFTER_EQUALS = "what follows the first equals sign"
+
+
+class Form(NamedTuple):
+    """How some programs take a secret by an option."""
+
+    programs: tuple[str, ...]
+    options: tuple[str, ...]
+    part: Part = Part.WHOLE
+    separate: bool = True
+    """The value may be the next argument."""
+    attached: bool = True
+    """The value of a short option may follow it directly: ``-pX``. (That of a long one may always follow ``=``.)"""
+    after: tuple[str, ...] = ()
+    """Only after one of these words."""
+    cluster: str = ""
+    """Options without a value that may stand before the letter of a short one, as in ``-su``."""
+
+
+class Place(NamedTuple):
+    """How some programs take a secret without an option: so many words after a certain one."""
+
+    programs: tuple[str, ...]
+    word: str
+    """In lower case."""
+    skip: int = 0
+
+
+_MYSQL: Final = (
+    "mysql",
+    "mysqladmin",
+    "mysqlbinlog",
+    "mysqlcheck",
+    "mysqldump",
+    "mysqlimport",
+    "mysqlpump",
+    "mysqlshow",
+    "mysqlslap",
+    "mysqlsh",
+    "mysql_upgrade",
+    "mariadb",
+    "mariadb-admin",
+    "mariadb-backup",
+    "mariadb-binlog",
+    "mariadb-check",
+    "mariadb-dump",
+    "mariadb-import",
+    "mariadb-show",
+    "mariadb-slap",
+    "mydumper",
+    "xtrabackup",
+)
+_SNMP: Final = (
+    "snmpwalk",
+    "snmpget",
+    "snmpset",
+    "snmpbulkwalk",
+    "snmpbulkget",
+    "snmpgetnext",
+    "snmptrap",
+    "snmptable",
+    "snmpstatus",
+)
+_MONGO: Final = ("mongo", "mongosh", "mongodump", "mongorestore", "mongoexport", "mongoimport", "mongostat", "mongotop")
+_LDAP: Final = (
+    "ldapsearch",
+    "ldapadd",
+    "ldapmodify",
+    "ldapdelete",
+    "ldapwhoami",
+    "ldapcompare",
+    "ldapmodrdn",
+    "ldappasswd",
+    "ldapexop",
+)
+_SAMBA: Final = (
+    "smbclient",
+    "rpcclient",
+    "net",
+    "smbget",
+    "smbtree",
+    "smbcacls",
+    "smbspool",
+    "wbinfo",
+    "samba-tool",
+    "winexe",
+    "pth-winexe",
+)
+_REGISTRY: Final = (
+    "docker",
+    "podman",
+    "nerdctl",
+    "buildah",
+    "skopeo",
+    "oras",
+    "crane",
+    "helm",
+    "az",
+    "oc",
+    "cf",
+    "ibmcloud",
+    "regctl",
+    "jf",
+)
+
+OPTIONAL_VALUE: Final = frozenset(_MYSQL)
+"""Programs whose ``--password`` takes a value after ``=`` only, and else asks for it."""
+
+FORMS: Final = (
+    Form(("sshpass",), ("-p",)),
+    Form(_MYSQL, ("-p",), separate=False),
+    Form(
+        ("curl",),
+        ("-u", "--user", "-U", "--proxy-user", "-E", "--cert", "--proxy-cert"),
+        Part.AFTER_COLON,
+        cluster="#0123456789afgGiIjJklLnNOpqRsSvZ",
+    ),
+    Form(("curl",), ("--oauth2-bearer",)),
+    Form(("curl",), ("-b", "--cookie"), Part.AFTER_EQUALS, cluster="#0123456789afgGiIjJklLnNOpqRsSvZ"),
+    Form(("http", "https", "httpie", "xh", "xhs", "curlie"), ("-a", "--auth"), Part.AFTER_COLON),
+    Form(("redis-cli", "valkey-cli", "keydb-cli", "redis-benchmark"), ("-a",)),
+    Form(_LDAP, ("-w",)),
+    Form(("ldappasswd",), ("-s", "-a")),
+    Form(_REGISTRY, ("-p",), after=("login",)),
+    Form(_REGISTRY, ("--creds", "--src-creds", "--dest-creds"), Part.AFTER_COLON),
+    Form(("7z", "7za", "7zr", "7zz", "rar", "unrar"), ("-p",), separate=False),
+    Form(("rar", "unrar"), ("-hp",), separate=False),
+    Form(("zip", "unzip", "zipcloak"), ("-P",)),
+    Form(_MONGO, ("-p",)),
+    Form(("sqlcmd", "bcp", "isql", "tsql", "osql"), ("-P",)),
+    Form(_SAMBA, ("-U", "--user"), Part.AFTER_PERCENT),
+    Form(("rdesktop", "cqlsh", "ncftp", "ncftpget", "ncftpput", "twine", "evil-winrm", "hydra"), ("-p",)),
+    Form(("xfreerdp", "xfreerdp3", "wlfreerdp"), ("/p:",), separate=False),
+    Form(_SNMP, ("-A", "-X", "-c")),
+    Form(("ipmitool", "mosquitto_pub", "mosquitto_sub", "mosquitto_rr", "mosquitto_passwd"), ("-P",)),
+    Form(("lftp",), ("-u", "--user"), Part.AFTER_COMMA),
+    Form(("ssh-keygen",), ("-N", "-P")),
+    Form(("useradd", "usermod", "groupadd", "adduser"), ("-p",)),
+    Form(("plink", "pscp", "psftp"), ("-pw",), attached=False),
+    Form(("openssl",), ("-k", "-K"), attached=False),
+    Form(("gh",), ("-b", "--body"), after=("secret",)),
+    Form(("kubectl", "oc"), ("--from-literal",), Part.AFTER_EQUALS, after=("secret",)),
+    Form(("influx",), ("-t",)),
+)
+
+PLACES: Final = (
+    Place(("rabbitmqctl",), "add_user", 1),
+    Place(("rabbitmqctl",), "change_password", 1),
+    Place(("rabbitmqctl",), "authenticate_user", 1),
+    Place(("nmcli", "mysqladmin", "mariadb-admin"), "password"),
+    Place(("redis-cli", "valkey-cli", "keydb-cli"), "auth"),
+    Place(("vault",), "login"),
+    Place(("iwconfig",), "key"),
+    Place(("wpa_passphrase",), "wpa_passphrase", 1),
+    Place(("rclone",), "obscure"),
+)
+
+LAST_AFTER_B: Final = frozenset({"htpasswd", "htdigest"})
+"""With ``-b`` the password is their last argument."""
+
+LOGIN_FIRST: Final = frozenset({"sqlplus", "expdp", "impdp", "exp", "imp", "rman", "sqlldr"})
+"""Oracle's, which take ``user/password@database``."""
+LOGIN: Final = re.compile(r"(?:userid=)?[A-Za-z][\w$#.]{0,127}/([^@/\s]{1,255})(?:@|$)")
+
+PROGRAMS: Final = frozenset(
+    {program for form in FORMS for program in form.programs}
+    | {program for place in PLACES for program in place.programs}
+    | LAST_AFTER_B
+    | LOGIN_FIRST
+)
+
+SETS: Final = frozenset({"set", "--global", "--local", "--system", "--add"})
+"""``npm config set NAME VALUE``: after one of these a name that is a secret's has its value in the next argument."""
+
+MESSAGES: Final = frozenset({"-m", "-am", "--message", "--title", "--body", "--subject", "--notes", "--description"})
+"""What follows is prose, in which an option is a word like any other."""
+
+
+# Texts.
+
+
+class Until(Enum):
+    """How far a secret goes that a text announces."""
+
+    LINE = "to the end of the line, or of the quotation that it stands in"
+    QUOTE = "to the closing quotation mark"
+    WORD = "to the next blank or quotation mark"
+    KEY = "to the end of the key"
+    MATCH = "the group that matched"
+
+
+class Text(NamedTuple):
+    """A secret that is announced by what stands before it."""
+
+    name: str
+    pattern: str
+    until: Until
+
+
+TEXTS: Final = (
+    Text(
+        "header",
+        r"(?i)(?<![A-Za-z0-9-])(?:proxy-)?authorization[\"']?[ \t]{0,4}[:=][ \t]{0,4}[\"']?"
+        r"(?:(?:basic|bearer|token|digest|apikey|negotiate|ntlm|ssws|splunk|aws4-hmac-sha256|key|bot|geniekey)"
+        r"(?:[ \t]{1,4}|$))?",
+        Until.LINE,
+    ),
+    Text(
+        "header",
+        r"(?i)(?<![A-Za-z0-9-])(?:set-)?cookie[\"']?[ \t]{0,4}:[ \t]{0,4}[\"']?",
+        Until.LINE,
+    ),
+    Text(
+        "header",
+        r"(?i)(?<![A-Za-z0-9/-])(?:x-|api-|private-|job-|deploy-|dd-|circle-|auth-|access-|app-|client-|user-)[a-z-]{0,40}"
+        r"(?:key|token|secret|password)[\"']?[ \t]{0,4}:[ \t]{0,4}[\"']?",
+        Until.LINE,
+    ),
+    Text("bearer", r"(?i)(?<![A-Za-z0-9])bearer[ \t]{1,4}", Until.WORD),
+    Text("private-key", r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----", Until.KEY),
+    Text("openssl-pass", r"(?<![A-Za-z0-9_:/.-])pass:", Until.WORD),
+    Text(
+        "sql-password",
+        r"(?i)(?:identified[ \t]{1,4}(?:with[ \t]{1,4}\w{1,40}[ \t]{1,4})?(?:by|as)(?:[ \t]{1,4}password)?"
+        r"|(?:with|encrypted)[ \t]{1,4}password|(?:user|role|login)[ \t]{1,4}[^\s]{1,128}[ \t]{1,4}password"
+        r"|set[ \t]{1,4}password[ \t]{0,4}=|password[ \t]{0,4}(?:=[ \t]{0,4})?\()[ \t]{0,4}(?=[\"'\\])",
+        Until.QUOTE,
+    ),
+    Text("signature", r"(?i)[?&;](?:sig|signature|x-amz-signature|x-goog-signature)=", Until.WORD),
+    Text("webhook", r"hooks\.slack\.com/(?:services|workflows|triggers)/", Until.WORD),
+    Text("webhook", r"discord(?:app)?\.com/api/webhooks/[0-9]{5,25}/", Until.WORD),
+    Text("url-token", r"://([A-Za-z0-9_-]{20,512})@", Until.MATCH),
+    Text(
+        "piped-password",
+        r"(?:echo|printf)[ \t]{1,4}(?:-[neE]{1,3}[ \t]{1,4})?"
+        r"(?:\"([^\"]{1,200})\"|'([^']{1,200})'|([^\s|;&\"']{1,200}))[ \t]{0,4}\|[ \t]{0,4}"
+        r"(?:sudo[ \t]{1,4}(?:[^|;&\n]{0,80} )?(?:-[A-Za-z]{0,8}S|--stdin)(?![A-Za-z])"
+        r"|[^|;&\n]{1,200}(?:--password-stdin|--pass-stdin|--passphrase-fd|--stdin|--with-token)(?![A-Za-z])"
+        r"|(?:sudo[ \t]{1,4})?(?:/usr)?(?:/s?bin/)?(?:chpasswd|passwd|smbpasswd|kinit|cryptsetup)(?![A-Za-z]))",
+        Until.MATCH,
+    ),
+)
+
+USERINFO: Final = re.compile(r"://[^\s/?#@:\"'\\]{0,256}:")
+"""``scheme://user:``; what follows up to an ``@`` is a password."""
+
+KEYWORD: Final = re.compile(
+    r"(?i)(?:password|passwd|passwort|passphrase|passcode|pass|pwd|psk|secret|token|key|credentials?|creds)[0-9]{0,3}"
+    r"(\\{0,3}[\"']?[ \t]{0,3}(?::=|=>|[:=])[ \t]{0,3})"
+)
+"""A name's end, and what stands between it and its value in JSON, YAML, forms and connection strings."""
+
+
+# What is worth a closer look.
+
+TRIGGER: Final = re.compile(
+    r"p(?:ass(?:[wpc]|(?![a-z]))|wd|sk|at_|(?<=dp)\.)"
+    r"|k(?:ey(?![a-z])|(?<=tok)en(?![a-z])|(?<=ak)ia[0-9a-z]{16}|(?<=[sr]k)(?<![a-z0-9][sr]k)[_-]|(?<=gsk)_|(?<=cook)ie"
+    r"|(?<=hook)s[./]|(?<=pmak)-|(?<=hrk)u-)"
+    r"|c(?:ret(?![a-z])|red(?:ential)?s?(?![a-z])|ca[0-9a-z]{16})"
+    r"|u(?<=au)th(?:orization|(?![a-z]))"
+    r"|b(?:earer|egin |ia[0-9a-z]{16})"
+    r"|@"
+    r"|f(?:(?<=hf)_|(?<=identif)ied|rom-literal)"
+    r"|g(?:h[pousr]_|l(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|ffct|soat)-|l(?:sa|c)_|(?<=sg)\.|(?<=sig)=|ocspx)"
+    r"|z(?<=aiz)a"
+    r"|j(?<=eyj)"
+    r"|x(?:ox[a-z]-|app-|ai-|(?<=pplx)-)"
+    r"|v(?:(?<=hv)[sbr]\.|(?<=_v)1_|(?<=atlasv)1|api-)"
+    r"|whsec_"
+    r"|y(?:a29|(?<=py)pi-|(?<=ruby)gems_|(?<=sntry)[su]_)"
+    r"|m(?<=npm)_"
+    r"|hp(?:ss|ca|pa)_"
+    r"|d(?:api[0-9a-f]|ckr_o)"
+    r"|3(?<=atatt3)"
+    r"|8(?<=r8)_"
+    r"|:aa"
+    r"|=(?<=signature=)"
+)
+"""In a text in lower case: without one of these in any of its arguments, and without one of `PROGRAMS`, a command line
+holds nothing that a rule here finds. Each alternative begins with the least frequent letter that it has, because the
+search stops at each of those, and looks back from there. (``ASIA`` has none; it is looked for by itself.)"""
+
+SCRIPT_TRIGGER: Final = re.compile(
+    rf"(?<![\w.-])(?:{'|'.join(sorted(map(re.escape, PROGRAMS), key=len, reverse=True))}|sudo)(?![\w:-])"
+)
+"""The same, in an argument with blanks in it, which may be a script."""
