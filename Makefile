@@ -45,11 +45,12 @@ format: ## let ruff format, and mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: ## generate docs/attributes.md, docs/configuration.md and examples/otel-procmon.yaml
-	mkdir -p $(INTO)/docs $(INTO)/examples
+docs: ## generate docs/attributes.md, docs/configuration.md, examples/otel-procmon.yaml and the dashboard
+	mkdir -p $(INTO)/docs $(INTO)/examples/compose/grafana/dashboards
 	$(PYTHON) -m otel_procmon.convert.attributes > $(INTO)/docs/attributes.md
 	$(PYTHON) -m otel_procmon.config > $(INTO)/docs/configuration.md
 	$(PYTHON) -m otel_procmon.config example > $(INTO)/examples/otel-procmon.yaml
+	$(PYTHON) examples/compose/grafana/dashboard.py > $(INTO)/examples/compose/grafana/dashboards/processes.json
 
 proto: ## generate the messages of the Container Runtime Interface, in .venv-proto
 	$(PYTHON) -m venv .venv-proto
