@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_procmon.redact.rules import (
     ENDINGS,
+    FILE_NAME,
+    FILE_SUFFIXES,
     FORMS,
     HARMLESS_ENDINGS,
     HARMLESS_VALUE,
@@ -21,12 +23,10 @@ from otel_procmon.redact.rules import (
     LOGIN_FIRST,
     MARK,
     MESSAGES,
-    OPTIONAL_VALUE,
     PLACES,
     PROGRAMS,
-    SCRIPT_TRIGGER,
+    READS_PASSWORD,
     SETS,
-    SHAPE_BEGINS,
     SHAPES,
     SHELL_REFERENCE,
     SWITCH_PREFIX,
@@ -57,14 +57,19 @@ _AFTER_QUOTE: Final = re.compile(r"[,;)\]}]{0,4}")
 _SCRIPT_OPTION: Final = re.compile(r"-[A-Za-z]{0,6}c")
 _NAME_LETTERS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 _SEPARATORS: Final = str.maketrans("", "", "-_.:")
+_ESCAPED_QUOTE: Final = re.compile(r"\\{1,15}[\"']")
 _BARE: Final = re.compile(r"[^\s&;,\"'\\<>)}\]|]*")
 _WORD_END: Final = re.compile(r"[^\s\"'&;|<>\\,)}]*")
 _LINE_END: Final = re.compile(r"[^\r\n\"']*")
 _WHOLE_LINE: Final = re.compile(r"[^\r\n]*")
 _AUTHORITY_END: Final = re.compile(r"[^\s\"'<>\\]*")
 
-_SHAPES: Final = tuple((shape.name, re.compile(SHAPE_BEGINS + shape.pattern)) for shape in SHAPES)
-_TEXTS: Final = tuple((text, re.compile(text.pattern)) for text in TEXTS)
+_SHAPES: Final = tuple((shape.words, shape.name, shape.compiled()) for shape in SHAPES)
+_TEXTS: Final = tuple((text.words, text, re.compile(text.pattern)) for text in TEXTS)
+_SCRIPT_WORD: Final = re.compile(r"[\w.-]+", re.ASCII)
+_IN_SCRIPT: Final = PROGRAMS | READS_PASSWORD | {"sudo"}
+_COMMAND: Final = re.compile(r"[^|;&\n]{0,300}")
+_SUDO_STDIN: Final = re.compile(r"-[A-Za-z]{0,8}S[A-Za-z]{0,8}")
 
 
 class Span(NamedTuple):
@@ -105,25 +110,25 @@ def is_suspect(text: str) -> bool:
     """Whether a command line with `text` in it needs a closer look."""
     if TRIGGER.search(text.lower()) is not None or "ASIA" in text or text.rpartition("/")[2] in PROGRAMS:
         return True
-    return " " in text and SCRIPT_TRIGGER.search(text) is not None
-
-
-def _may_hold(text: str) -> bool:
-    """Whether `text`, by itself, may hold a secret: a program's name makes only the words after it suspect."""
-    return TRIGGER.search(text.lower()) is not None or "ASIA" in text or ("|" in text and "sudo" in text)
+    # Perhaps a script.
+    return " " in text and not _IN_SCRIPT.isdisjoint(_SCRIPT_WORD.findall(text))
 
 
 def in_arguments(argv: Sequence[str]) -> list[Span]:
     """Secrets in `argv`, the program's name first."""
-    return _in_words(argv, None, depth=0, script=False)
+    return _in_words(argv, depth=0, script=False)
 
 
 def in_joined(program: str, arguments: str) -> list[Span]:
     """Secrets in Tetragon's one string, which `program` was given. All of it counts as argument 0."""
-    words = joined_words(arguments)
-    spans = []
-    for index, begin, end, rule in _in_words([word.text for word in words], program, depth=0, script=False):
-        spans.append(Span(0, words[index].begin + begin, words[index].begin + end, rule))
+    words = [program]
+    begins = [0]
+    for word, begin in joined_words(arguments):
+        inside, offset = unquoted(word) if word[0] == '"' else (word, 0)
+        words.append(inside)
+        begins.append(begin + offset)
+    found = _in_words(words, depth=0, script=False)
+    spans = [Span(0, begins[index] + begin, begins[index] + end, rule) for index, begin, end, rule in found if index]
     return spans + _in_text(arguments, 0, 0)
 
 
@@ -169,22 +174,27 @@ def is_secret_value_of(name: str, value: str, *, script: bool = False) -> bool:
 def _is_secret(value: str, *, script: bool) -> bool:
     """Whether `value` can be a secret: not where it is a path, a variable, or the mark of an earlier redaction."""
     bare, _ = unquoted(value)
-    if HARMLESS_VALUE.fullmatch(bare) is not None or not any(map(str.isalnum, bare)):
+    if _is_harmless(bare) or not any(map(str.isalnum, bare)):
         return False
     return not (script and SHELL_REFERENCE.fullmatch(value))
+
+
+def _is_harmless(value: str) -> bool:
+    if HARMLESS_VALUE.fullmatch(value) is not None:
+        return True
+    _, dot, suffix = value.rpartition(".")
+    return bool(dot) and suffix.lower() in FILE_SUFFIXES and FILE_NAME.fullmatch(value) is not None
 
 
 # Words.
 
 
-def _in_words(words: Sequence[str], program: str | None, *, depth: int, script: bool) -> list[Span]:
-    """Secrets in the words of one command, in a script or as arguments. `program`: what runs, if that is no word."""
+def _in_words(words: Sequence[str], *, depth: int, script: bool) -> list[Span]:
+    """Secrets in the words of one command, which are a script's, quotes included, or arguments."""
     spans: list[Span] = []
     programs: set[str] = set()
     forms: dict[str, list[Form]] = {}
     seen: set[str] = set()
-    if program is not None:
-        _meet(program, programs, forms)
     previous = ""
     for index, word in enumerate(words):
         bare, offset = unquoted(word) if script else (word, 0)
@@ -192,9 +202,7 @@ def _in_words(words: Sequence[str], program: str | None, *, depth: int, script: 
         following = words[index + 1] if index + 1 < len(words) else None
         prose = previous in MESSAGES and " " in bare
         if not prose:
-            spans += _in_option(
-                index, bare, offset, following=following, programs=programs, previous=previous, script=script
-            )
+            spans += _in_option(index, bare, offset, following=following, previous=previous, script=script)
             for form in forms.get(bare[:2], ()) if bare[:1] != "-" else (*forms.get(bare[:2], ()), *forms.get("-", ())):
                 spans += _in_form(form, index, bare, offset, following=following, seen=seen, script=script)
             if programs:
@@ -202,7 +210,7 @@ def _in_words(words: Sequence[str], program: str | None, *, depth: int, script: 
         spans += _in_text(bare, index, offset)
         if depth < _DEPTH and not prose and any(map(bare.__contains__, " \t\n;|&")):
             for command in script_words(bare):
-                inner = _in_words([part.text for part in command], None, depth=depth + 1, script=True)
+                inner = _in_words([part.text for part in command], depth=depth + 1, script=True)
                 spans += [
                     Span(index, offset + command[part].begin + begin, offset + command[part].begin + end, rule)
                     for part, begin, end, rule in inner
@@ -240,9 +248,7 @@ _FORMS: Final = {program: _by_beginning(program) for program in PROGRAMS}
 _PLACE_WORDS: Final = frozenset(place.word for place in PLACES)
 
 
-def _in_option(
-    index: int, bare: str, offset: int, *, following: str | None, programs: set[str], previous: str, script: bool
-) -> list[Span]:
+def _in_option(index: int, bare: str, offset: int, *, following: str | None, previous: str, script: bool) -> list[Span]:
     """A secret that is known by the name of its option or variable."""
     match = _OPTION.match(bare)
     if match is not None and not match[2]:
@@ -252,7 +258,6 @@ def _in_option(
             or following.startswith("-")
             or not is_secret_value_of(name, following, script=script)
             or SWITCH_PREFIX.match(name.lower())
-            or programs & OPTIONAL_VALUE
         ):
             return []
         return [Span(index + 1, 0, len(following), "option")]
@@ -350,12 +355,17 @@ def _in_place(index: int, bare: str, words: Sequence[str], programs: set[str], *
 
 def _in_text(text: str, index: int, offset: int) -> list[Span]:
     """Secrets in `text`, whatever it is: argument `index`, or a part of it that begins at `offset`."""
-    if not _may_hold(text):
+    lower = text.lower()
+    # A program's name makes only the words after it suspect, and no text. And a pipe takes what was suspect before it.
+    if TRIGGER.search(lower) is None and "ASIA" not in text and "|" not in text:
         return []
     found: list[tuple[int, int, str]] = []
-    for name, pattern in _SHAPES:
-        found += [(*match.span(), name) for match in pattern.finditer(text)]
-    for rule, pattern in _TEXTS:
+    for words, name, pattern in _SHAPES:
+        if any(map(lower.__contains__, words)):
+            found += [(*match.span(), name) for match in pattern.finditer(text)]
+    for words, rule, pattern in _TEXTS:
+        if not any(map(lower.__contains__, words)):
+            continue
         done = 0
         for match in pattern.finditer(text):
             # What is inside of another one is not looked at again: time would grow with the square of the length.
@@ -396,9 +406,17 @@ def _announced(rule: Text, text: str, match: re.Match[str]) -> tuple[int, int]:
         return 0, 0
     if rule.until in (Until.LINE, Until.WORD, Until.MATCH) and SHELL_REFERENCE.fullmatch(value):
         return 0, 0
+    if rule.name == "piped-password" and not _reads_password(text, match.end()):
+        return 0, 0
     if rule.name == "url-token" and not (any(map(str.isdigit, value)) and any(map(str.isalpha, value))):
         return 0, 0
     return begin, end
+
+
+def _reads_password(text: str, begin: int) -> bool:
+    """Whether the command of a script that begins at `begin` reads a password from its standard input."""
+    words = [word.strip("\"'").rpartition("/")[2] for word in _COMMAND.match(text, begin)[0].split()]  # type: ignore[index]
+    return not READS_PASSWORD.isdisjoint(words) or ("sudo" in words and any(map(_SUDO_STDIN.fullmatch, words)))
 
 
 def _in_userinfo(text: str) -> list[tuple[int, int, str]]:
@@ -432,16 +450,20 @@ def _by_key(text: str) -> list[tuple[int, int, str]]:
         name = text[max(0, match.start() - 63) : match.start(1)]
         if not is_secret_name(name[len(name.rstrip(_NAME_LETTERS)) :]):
             continue
-        value = text[begin : begin + 2]
-        if separator == ":" and value[:1] not in ('"', "'") and value != '\\"':
-            # user/token:latest is an image.
+        quote = text[begin : begin + 1]
+        escaped = _ESCAPED_QUOTE.match(text, begin)
+        quoted = quote in ("'", '"') and bool(quote)
+        empty = separator == ":" or (separator[-1] in " \t" and separator[0] == "=")
+        if empty and not quoted and escaped is None:
+            # user/token:latest is an image, and in `password= src/` there is none.
             continue
-        if value[:1] in ('"', "'"):
-            end = quoted_end(text, begin + 1, value[0])
-            begin, end = begin + 1, end - 1 if text[end - 1] == value[0] and end - 1 > begin else end
-        elif value in ('\\"', "\\'"):
-            closing = text.find(value, begin + 2)
-            begin, end = begin + 2, len(text) if closing < 0 else closing
+        if quoted:
+            end = quoted_end(text, begin + 1, quote)
+            begin, end = begin + 1, end - 1 if text[end - 1] == quote and end - 1 > begin else end
+        elif escaped is not None:
+            begin = escaped.end()
+            end = text.find(escaped[0], begin)
+            end = len(text) if end < 0 else end
         else:
             end = _BARE.match(text, begin).end()  # type: ignore[union-attr]
             if SHELL_REFERENCE.fullmatch(text[begin:end]) or text.startswith(("$(", "`"), begin):
@@ -449,7 +471,7 @@ def _by_key(text: str) -> list[tuple[int, int, str]]:
             if text[begin:end].endswith("("):
                 # A function's call, in some program's text.
                 continue
-        if begin < end and HARMLESS_VALUE.fullmatch(text[begin:end]) is None:
+        if begin < end and not _is_harmless(text[begin:end]):
             found.append((begin, end, "key"))
             done = end
     return found

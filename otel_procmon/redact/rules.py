@@ -27,10 +27,22 @@ class Shape(NamedTuple):
     """A form of secret that is recognised by itself."""
 
     name: str
+    words: tuple[str, ...]
+    """One of these is in it, in lower case: to look for a word is much faster than for a pattern."""
     pattern: str
-    """Of the whole secret, without what must stand before it."""
+    """Of the whole secret. It begins with one letter, or with one set of them."""
     source: str
     """Where the form is described."""
+
+    def compiled(self) -> re.Pattern[str]:
+        """The pattern, where no letter or digit stands before it.
+
+        Which is asked behind the first letter, since `re` searches fast for one and slowly for what is not there. For a
+        JWT it keeps a long run of ``eyJ`` from being read again from each of them.
+        """
+        begin = self.pattern.index("]") + 1 if self.pattern[0] == "[" else 1
+        first, rest = self.pattern[:begin], self.pattern[begin:]
+        return re.compile(f"{first}(?<![A-Za-z0-9]{first}){rest}")
 
 
 _GITLEAKS: Final = "https://github.com/gitleaks/gitleaks/blob/master/config/gitleaks.toml"
@@ -38,72 +50,102 @@ _GITLEAKS: Final = "https://github.com/gitleaks/gitleaks/blob/master/config/gitl
 SHAPES: Final = (
     Shape(
         "aws-key-id",
-        r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}",
+        ("akia", "asia", "abia", "acca"),
+        r"A(?:KIA|SIA|BIA|CCA)[A-Z0-9]{16}",
         "https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html#identifiers-unique-ids",
     ),
     Shape(
         "github-token",
+        ("gh",),
         r"gh[pousr]_[A-Za-z0-9_]{20,}",
         "https://github.blog/changelog/2021-03-31-authentication-token-format-updates-are-generally-available/",
     ),
-    Shape("github-token", r"github_pat_[A-Za-z0-9_]{20,}", "https://docs.github.com/en/authentication"),
+    Shape(
+        "github-token", ("github_pat_",), r"github_pat_[A-Za-z0-9_]{20,}", "https://docs.github.com/en/authentication"
+    ),
     Shape(
         "gitlab-token",
+        ("gl",),
         r"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|ffct|soat)-[A-Za-z0-9_.-]{20,}",
         "https://docs.gitlab.com/security/tokens/#token-prefixes",
     ),
-    Shape("slack-token", r"xox[a-z]-[A-Za-z0-9-]{10,}", "https://api.slack.com/authentication/token-types"),
-    Shape("slack-token", r"xapp-[0-9]-[A-Za-z0-9-]{10,}", "https://api.slack.com/authentication/token-types"),
-    Shape("stripe-key", r"[sr]k_(?:live|test)_[A-Za-z0-9]{10,}", "https://docs.stripe.com/keys"),
-    Shape("stripe-key", r"whsec_[A-Za-z0-9+/=]{16,}", "https://docs.stripe.com/webhooks"),
-    Shape("google-api-key", r"AIza[A-Za-z0-9_-]{35}", "https://cloud.google.com/docs/authentication/api-keys"),
-    Shape("google-oauth-token", r"ya29\.[A-Za-z0-9_-]{16,}", _GITLEAKS),
-    Shape("google-oauth-secret", r"GOCSPX-[A-Za-z0-9_-]{20,}", _GITLEAKS),
+    Shape("slack-token", ("xox",), r"xox[a-z]-[A-Za-z0-9-]{10,}", "https://api.slack.com/authentication/token-types"),
+    Shape(
+        "slack-token", ("xapp-",), r"xapp-[0-9]-[A-Za-z0-9-]{10,}", "https://api.slack.com/authentication/token-types"
+    ),
+    Shape(
+        "stripe-key", ("k_live_", "k_test_"), r"[sr]k_(?:live|test)_[A-Za-z0-9]{10,}", "https://docs.stripe.com/keys"
+    ),
+    Shape("stripe-key", ("whsec_",), r"whsec_[A-Za-z0-9+/=]{16,}", "https://docs.stripe.com/webhooks"),
+    Shape(
+        "google-api-key", ("aiza",), r"AIza[A-Za-z0-9_-]{35}", "https://cloud.google.com/docs/authentication/api-keys"
+    ),
+    Shape("google-oauth-token", ("ya29.",), r"ya29\.[A-Za-z0-9_-]{16,}", _GITLEAKS),
+    Shape("google-oauth-secret", ("gocspx-",), r"GOCSPX-[A-Za-z0-9_-]{20,}", _GITLEAKS),
     Shape(
         "npm-token",
+        ("npm_",),
         r"npm_[A-Za-z0-9]{36}",
         "https://github.blog/changelog/2021-09-23-npm-has-a-new-access-token-format/",
     ),
-    Shape("pypi-token", r"pypi-[A-Za-z0-9_-]{32,}", "https://pypi.org/help/#apitoken"),
-    Shape("rubygems-key", r"rubygems_[0-9a-f]{48}", "https://guides.rubygems.org/api-key-scopes/"),
+    Shape("pypi-token", ("pypi-",), r"pypi-[A-Za-z0-9_-]{32,}", "https://pypi.org/help/#apitoken"),
+    Shape("rubygems-key", ("rubygems_",), r"rubygems_[0-9a-f]{48}", "https://guides.rubygems.org/api-key-scopes/"),
     Shape(
-        "ai-key", r"sk-(?:ant-|proj-|svcacct-|admin-|or-)[A-Za-z0-9_-]{16,}", "https://docs.claude.com/en/api/overview"
+        "ai-key",
+        ("sk-",),
+        r"sk-(?:ant-|proj-|svcacct-|admin-|or-)[A-Za-z0-9_-]{16,}",
+        "https://docs.claude.com/en/api/overview",
     ),
-    Shape("ai-key", r"sk-[A-Za-z0-9]{20,}", "https://platform.openai.com/docs/api-reference/authentication"),
-    Shape("ai-key", r"(?:gsk_|xai-|pplx-|nvapi-|r8_)[A-Za-z0-9_-]{32,}", _GITLEAKS),
-    Shape("huggingface-token", r"hf_[A-Za-z0-9]{30,}", "https://huggingface.co/docs/hub/security-tokens"),
-    Shape("sendgrid-key", r"SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,}", _GITLEAKS),
-    Shape("docker-token", r"dckr_(?:pat|oat)_[A-Za-z0-9_-]{20,}", "https://docs.docker.com/security/access-tokens/"),
-    Shape("digitalocean-token", r"do[opr]_v1_[0-9a-f]{40,}", "https://docs.digitalocean.com/reference/api/"),
-    Shape("vault-token", r"hv[sbr]\.[A-Za-z0-9_-]{20,}", "https://developer.hashicorp.com/vault/docs/concepts/tokens"),
-    Shape("terraform-token", r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{40,}", _GITLEAKS),
-    Shape("shopify-token", r"shp(?:at|ss|ca|pa)_[0-9a-fA-F]{32}", _GITLEAKS),
+    Shape("ai-key", ("sk-",), r"sk-[A-Za-z0-9]{20,}", "https://platform.openai.com/docs/api-reference/authentication"),
+    Shape("ai-key", ("gsk_", "xai-", "pplx-", "nvapi-"), r"[gxpn](?:sk_|ai-|plx-|vapi-)[A-Za-z0-9_-]{32,}", _GITLEAKS),
+    Shape("huggingface-token", ("hf_",), r"hf_[A-Za-z0-9]{30,}", "https://huggingface.co/docs/hub/security-tokens"),
+    Shape("sendgrid-key", ("sg.",), r"SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,}", _GITLEAKS),
+    Shape(
+        "docker-token",
+        ("dckr_",),
+        r"dckr_(?:pat|oat)_[A-Za-z0-9_-]{20,}",
+        "https://docs.docker.com/security/access-tokens/",
+    ),
+    Shape("digitalocean-token", ("_v1_",), r"do[opr]_v1_[0-9a-f]{40,}", "https://docs.digitalocean.com/reference/api/"),
+    Shape(
+        "vault-token",
+        ("hvs.", "hvb.", "hvr."),
+        r"hv[sbr]\.[A-Za-z0-9_-]{20,}",
+        "https://developer.hashicorp.com/vault/docs/concepts/tokens",
+    ),
+    Shape("terraform-token", (".atlasv1.",), r"[A-Za-z0-9][A-Za-z0-9]{13}\.atlasv1\.[A-Za-z0-9_=-]{40,}", _GITLEAKS),
+    Shape("shopify-token", ("shp",), r"shp(?:at|ss|ca|pa)_[0-9a-fA-F]{32}", _GITLEAKS),
     Shape(
         "grafana-token",
+        ("glsa_", "glc_"),
         r"gl(?:sa|c)_[A-Za-z0-9_+/=]{32,}",
         "https://grafana.com/docs/grafana/latest/administration/service-accounts/",
     ),
-    Shape("databricks-token", r"dapi[0-9a-f]{32}", _GITLEAKS),
-    Shape("postman-key", r"PMAK-[0-9a-f]{24}-[0-9a-f]{34}", _GITLEAKS),
-    Shape("heroku-key", r"HRKU-[A-Za-z0-9_-]{36,}", _GITLEAKS),
-    Shape("atlassian-token", r"ATATT3[A-Za-z0-9_=-]{40,}", _GITLEAKS),
-    Shape("doppler-token", r"dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9_.-]{40,}", _GITLEAKS),
-    Shape("sentry-token", r"sntry[su]_[A-Za-z0-9+/=_-]{40,}", "https://docs.sentry.io/account/auth-tokens/"),
-    Shape("tailscale-key", r"tskey-[a-z]{2,12}-[A-Za-z0-9-]{16,}", "https://tailscale.com/kb/1085/auth-keys"),
+    Shape("databricks-token", ("dapi",), r"dapi[0-9a-f]{32}", _GITLEAKS),
+    Shape("postman-key", ("pmak-",), r"PMAK-[0-9a-f]{24}-[0-9a-f]{34}", _GITLEAKS),
+    Shape("heroku-key", ("hrku-",), r"HRKU-[A-Za-z0-9_-]{36,}", _GITLEAKS),
+    Shape("atlassian-token", ("atatt3",), r"ATATT3[A-Za-z0-9_=-]{40,}", _GITLEAKS),
+    Shape("doppler-token", ("dp.",), r"dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9_.-]{40,}", _GITLEAKS),
     Shape(
-        "telegram-token", r"[0-9]{8,10}:AA[A-Za-z0-9_-]{32,}", "https://core.telegram.org/bots/api#authorizing-your-bot"
+        "sentry-token", ("sntry",), r"sntry[su]_[A-Za-z0-9+/=_-]{40,}", "https://docs.sentry.io/account/auth-tokens/"
     ),
-    Shape("age-key", r"AGE-SECRET-KEY-1[0-9A-Z]{58}", "https://age-encryption.org/v1"),
+    Shape(
+        "tailscale-key", ("tskey-",), r"tskey-[a-z]{2,12}-[A-Za-z0-9-]{16,}", "https://tailscale.com/kb/1085/auth-keys"
+    ),
+    Shape(
+        "telegram-token",
+        (":aa",),
+        r"[0-9][0-9]{7,9}:AA[A-Za-z0-9_-]{32,}",
+        "https://core.telegram.org/bots/api#authorizing-your-bot",
+    ),
+    Shape("age-key", ("age-secret-key",), r"AGE-SECRET-KEY-1[0-9A-Z]{58}", "https://age-encryption.org/v1"),
     Shape(
         "jwt",
-        r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?",
+        ("eyj",),
+        r"eyJ[A-Za-z0-9_-]{8,4096}\.eyJ[A-Za-z0-9_-]{8,16384}(?:\.[A-Za-z0-9_-]*)?",
         "https://www.rfc-editor.org/rfc/rfc7519",
     ),
 )
-
-SHAPE_BEGINS: Final = "(?<![A-Za-z0-9])"
-"""Before every shape. For a JWT it also keeps a long run of ``eyJ`` from being read again from each of its letters."""
-
 
 # Names.
 
@@ -206,12 +248,18 @@ HARMLESS_VALUE: Final = re.compile(
     r"|(?:\.{1,2}|~)/.{0,4096}"
     r"|/(?:bin|certs?|config|credentials|data|dev|etc|home|keys?|media|mnt|opt|private|proc|root|run|secrets?|srv|sys|tmp"
     r"|usr|var|vault|vol|workdir|workspace|app|builds|Users)(?:/.{0,4096})?"
-    r"|[\w.-]{1,128}(?:/[\w.-]{1,128}){0,16}\.(?:pem|key|crt|cert|json|ya?ml|toml|ini|conf|txt|env|pub|p12|pfx|jks|gpg|asc|htm|html|md|py"
-    r"|js|ts|go|c|h|cpp|o|d|rs|java|sh)"
     r")",
     re.DOTALL | re.ASCII | re.IGNORECASE,
 )
-"""What stands where a secret could, and only says where it is, or that there is none."""
+"""What stands where a secret could, and only says where it is, or that there is none. So does a file's name:"""
+FILE_NAME: Final = re.compile(r"[\w./+-]{1,1024}", re.ASCII)
+FILE_SUFFIXES: Final = frozenset(
+    (
+        *("pem", "key", "crt", "cert", "cer", "der", "pub", "p12", "pfx", "jks", "gpg", "asc"),
+        *("json", "yaml", "yml", "toml", "ini", "conf", "cfg", "env", "txt", "htm", "html", "md"),
+        *("py", "js", "ts", "go", "c", "h", "cpp", "o", "d", "rs", "java", "sh"),
+    )
+)
 
 SHELL_REFERENCE: Final = re.compile(
     r"\"?\$(?:[A-Za-z_][A-Za-z0-9_]{0,255}|[0-9@*#?]|\{[^}\"]{1,255}\}|\([^\"]{1,4096}\)?)\"?"
@@ -334,9 +382,6 @@ _REGISTRY: Final = (
     "jf",
 )
 
-OPTIONAL_VALUE: Final = frozenset(_MYSQL)
-"""Programs whose ``--password`` takes a value after ``=`` only, and else asks for it."""
-
 FORMS: Final = (
     Form(("sshpass",), ("-p",)),
     Form(_MYSQL, ("-p",), separate=False),
@@ -424,6 +469,8 @@ class Text(NamedTuple):
     """A secret that is announced by what stands before it."""
 
     name: str
+    words: tuple[str, ...]
+    """One of these is in the text, in lower case."""
     pattern: str
     until: Until
 
@@ -431,6 +478,7 @@ class Text(NamedTuple):
 TEXTS: Final = (
     Text(
         "header",
+        ("authorization",),
         r"(?i)(?<![A-Za-z0-9-])(?:proxy-)?authorization[\"']?[ \t]{0,4}[:=][ \t]{0,4}[\"']?"
         r"(?:(?:basic|bearer|token|digest|apikey|negotiate|ntlm|ssws|splunk|aws4-hmac-sha256|key|bot|geniekey)"
         r"(?:[ \t]{1,4}|$))?",
@@ -438,36 +486,39 @@ TEXTS: Final = (
     ),
     Text(
         "header",
+        ("cookie",),
         r"(?i)(?<![A-Za-z0-9-])(?:set-)?cookie[\"']?[ \t]{0,4}:[ \t]{0,4}[\"']?",
         Until.LINE,
     ),
     Text(
         "header",
+        ("key", "token", "secret", "password"),
         r"(?i)(?<![A-Za-z0-9/-])(?:x-|api-|private-|job-|deploy-|dd-|circle-|auth-|access-|app-|client-|user-)[a-z-]{0,40}"
         r"(?:key|token|secret|password)[\"']?[ \t]{0,4}:[ \t]{0,4}[\"']?",
         Until.LINE,
     ),
-    Text("bearer", r"(?i)(?<![A-Za-z0-9])bearer[ \t]{1,4}", Until.WORD),
-    Text("private-key", r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----", Until.KEY),
-    Text("openssl-pass", r"(?<![A-Za-z0-9_:/.-])pass:", Until.WORD),
+    Text("bearer", ("bearer",), r"(?i)(?<![A-Za-z0-9])bearer[ \t]{1,4}", Until.WORD),
+    Text("private-key", ("private key",), r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----", Until.KEY),
+    Text("openssl-pass", ("pass:",), r"(?<![A-Za-z0-9_:/.-])pass:", Until.WORD),
     Text(
         "sql-password",
+        ("password", "identified"),
         r"(?i)(?:identified[ \t]{1,4}(?:with[ \t]{1,4}\w{1,40}[ \t]{1,4})?(?:by|as)(?:[ \t]{1,4}password)?"
         r"|(?:with|encrypted)[ \t]{1,4}password|(?:user|role|login)[ \t]{1,4}[^\s]{1,128}[ \t]{1,4}password"
         r"|set[ \t]{1,4}password[ \t]{0,4}=|password[ \t]{0,4}(?:=[ \t]{0,4})?\()[ \t]{0,4}(?=[\"'\\])",
         Until.QUOTE,
     ),
-    Text("signature", r"(?i)[?&;](?:sig|signature|x-amz-signature|x-goog-signature)=", Until.WORD),
-    Text("webhook", r"hooks\.slack\.com/(?:services|workflows|triggers)/", Until.WORD),
-    Text("webhook", r"discord(?:app)?\.com/api/webhooks/[0-9]{5,25}/", Until.WORD),
-    Text("url-token", r"://([A-Za-z0-9_-]{20,512})@", Until.MATCH),
+    Text(
+        "signature", ("sig=", "signature="), r"(?i)[?&;](?:sig|signature|x-amz-signature|x-goog-signature)=", Until.WORD
+    ),
+    Text("webhook", ("hooks.slack.com",), r"hooks\.slack\.com/(?:services|workflows|triggers)/", Until.WORD),
+    Text("webhook", ("api/webhooks",), r"discord(?:app)?\.com/api/webhooks/[0-9]{5,25}/", Until.WORD),
+    Text("url-token", ("@",), r"://([A-Za-z0-9_-]{20,512})@", Until.MATCH),
     Text(
         "piped-password",
+        ("echo ", "printf "),
         r"(?:echo|printf)[ \t]{1,4}(?:-[neE]{1,3}[ \t]{1,4})?"
-        r"(?:\"([^\"]{1,200})\"|'([^']{1,200})'|([^\s|;&\"']{1,200}))[ \t]{0,4}\|[ \t]{0,4}"
-        r"(?:sudo[ \t]{1,4}(?:[^|;&\n]{0,80} )?(?:-[A-Za-z]{0,8}S|--stdin)(?![A-Za-z])"
-        r"|[^|;&\n]{1,200}(?:--password-stdin|--pass-stdin|--passphrase-fd|--stdin|--with-token)(?![A-Za-z])"
-        r"|(?:sudo[ \t]{1,4})?(?:/usr)?(?:/s?bin/)?(?:chpasswd|passwd|smbpasswd|kinit|cryptsetup)(?![A-Za-z]))",
+        r"(?:\"([^\"]{1,200})\"|'([^']{1,200})'|([^\s|;&\"']{1,200}))[ \t]{0,4}\|",
         Until.MATCH,
     ),
 )
@@ -484,35 +535,44 @@ KEYWORD: Final = re.compile(
 
 # What is worth a closer look.
 
+_NAME_ENDS: Final = "(?![a-z_.-])"
+
 TRIGGER: Final = re.compile(
-    r"p(?:ass(?:[wpc]|(?![a-z]))|wd|sk|at_|(?<=dp)\.)"
-    r"|k(?:ey(?![a-z])|(?<=tok)en(?![a-z])|(?<=ak)ia[0-9a-z]{16}|(?<=[sr]k)(?<![a-z0-9][sr]k)[_-]|(?<=gsk)_|(?<=cook)ie"
-    r"|(?<=hook)s[./]|(?<=pmak)-|(?<=hrk)u-)"
-    r"|c(?:ret(?![a-z])|red(?:ential)?s?(?![a-z])|ca[0-9a-z]{16})"
-    r"|u(?<=au)th(?:orization|(?![a-z]))"
-    r"|b(?:earer|egin |ia[0-9a-z]{16})"
-    r"|@"
+    rf"p(?:ass(?:w(?:or[dt]|d)|phrase|code|){_NAME_ENDS}|wd{_NAME_ENDS}|sk{_NAME_ENDS}"
+    r"|assw(?=ord-stdin)|ass(?=phrase-fd)|at_|m_|ypi-|(?<=dp)\.|(?<=dap)i[0-9a-f]{32}|(?<=shp)(?:ss|ca|pa)_)"
+    rf"|k(?:ey{_NAME_ENDS}|(?<=tok)en{_NAME_ENDS}|(?<=ak)ia[0-9a-z]{{16}}|(?<=[sr]k)(?<![a-z0-9][sr]k)[_-]|(?<=gsk)_"
+    r"|(?<=cook)ie[\"' ]{0,4}:|(?<=hook)s[./]|(?<=pmak)-|(?<=hrk)u-|(?<=dck)r_o|(?<=-secret-k)ey-|(?<=tsk)ey-"
+    r"|(?<=private k)ey)"
+    rf"|c(?:ret{_NAME_ENDS}|red(?:ential)?s?{_NAME_ENDS}|ca[0-9a-z]{{16}}|(?<=whsec)_)"
+    rf"|u(?<=_au)th{_NAME_ENDS}"
+    r"|z(?:(?<=aiz)a|(?<=authoriz)ation[\"' \t]{0,6}[:=])"
+    r"|b(?:earer[ \t]|ia[0-9a-z]{16})"
     r"|f(?:(?<=hf)_|(?<=identif)ied|rom-literal)"
-    r"|g(?:h[pousr]_|l(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|ffct|soat)-|l(?:sa|c)_|(?<=sg)\.|(?<=sig)=|ocspx)"
-    r"|z(?<=aiz)a"
+    r"|g(?:h[pousr]_|l(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|ffct|soat)-|l(?:sa|c)_|(?<=sg)\.|(?<=sig)(?:nature)?=|ocspx"
+    r"|(?<=rubyg)ems_)"
     r"|j(?<=eyj)"
     r"|x(?:ox[a-z]-|app-|ai-|(?<=pplx)-)"
     r"|v(?:(?<=hv)[sbr]\.|(?<=_v)1_|(?<=atlasv)1|api-)"
-    r"|whsec_"
-    r"|y(?:a29|(?<=py)pi-|(?<=ruby)gems_|(?<=sntry)[su]_)"
-    r"|m(?<=npm)_"
-    r"|hp(?:ss|ca|pa)_"
-    r"|d(?:api[0-9a-f]|ckr_o)"
+    r"|y(?:a29|(?<=sntry)[su]_)"
     r"|3(?<=atatt3)"
-    r"|8(?<=r8)_"
-    r"|:aa"
-    r"|=(?<=signature=)"
+    r"|:(?:aa|//[^\s\"']{1,512}@)"
 )
 """In a text in lower case: without one of these in any of its arguments, and without one of `PROGRAMS`, a command line
 holds nothing that a rule here finds. Each alternative begins with the least frequent letter that it has, because the
 search stops at each of those, and looks back from there. (``ASIA`` has none; it is looked for by itself.)"""
 
-SCRIPT_TRIGGER: Final = re.compile(
-    rf"(?<![\w.-])(?:{'|'.join(sorted(map(re.escape, PROGRAMS), key=len, reverse=True))}|sudo)(?![\w:-])"
+READS_PASSWORD: Final = frozenset(
+    {
+        "--password-stdin",
+        "--pass-stdin",
+        "--passphrase-fd",
+        "--stdin",
+        "--with-token",
+        "chpasswd",
+        "passwd",
+        "smbpasswd",
+        "kinit",
+        "cryptsetup",
+    }
 )
-"""The same, in an argument with blanks in it, which may be a script."""
+"""Words in the command behind a pipe that make it read a password from there; beside ``sudo -S``."""
