@@ -18,7 +18,7 @@ from otel_procmon.redact.rules import MARK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otel_procmon.events import Event, Process
+    from otel_procmon.events import Event, Pod, Process
     from otel_procmon.ledger import Ledger
     from otel_procmon.redact.filters import RedactionFilter
     from otel_procmon.redact.find import Span
@@ -81,11 +81,18 @@ class Redaction:
                 if spans := in_text(path):
                     changes[name] = replaced(path, [(span.begin, span.end) for span in spans])
                     rules.update(span.rule for span in spans)
+        if process.pod is not None and (pod := self._pod(process.pod)) is not process.pod:
+            changes["pod"] = pod
         if not changes:
             return process
         for rule in rules:
             self._ledger.count(PLACE, f"replaced: {rule}")
         return replace(process, redacted=tuple(sorted(rules)), **changes)
+
+    def _pod(self, pod: Pod) -> Pod:
+        """A pod as an event tells it; its annotations may be whole manifests."""
+        annotations = {key: self._text(value) for key, value in pod.annotations.items()}
+        return pod if annotations == pod.annotations else replace(pod, annotations=annotations)
 
     def _joined(self, binary: str, arguments: str, rules: set[str]) -> str:
         """Tetragon's one string without its secrets."""

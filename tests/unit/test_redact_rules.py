@@ -79,7 +79,8 @@ def firsts(items: Any) -> frozenset[int]:
 
 def rest_of(items: Any, op: Any, argument: Any) -> list[Any]:
     items = list(items)
-    return items[items.index((op, argument)) + 1 :]
+    following: list[Any] = items[items.index((op, argument)) + 1 :]
+    return following
 
 
 def ways(items: Any, following: Any = ()) -> int:
