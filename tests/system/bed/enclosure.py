@@ -10,6 +10,8 @@ Cgroups and sysctls have no namespace that would do, so they are remembered and 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -35,6 +37,14 @@ PRIVATE = (
     "/var/log/pods",
 )
 """What is the enclosure's own at these paths; its directory for each is named like the path, ``_`` for ``/``."""
+MOUNT_POINTS = Path("/run/otel-procmon-bed.json")
+"""Those of `PRIVATE`, and their parents, that were made here and are to be removed when nobody needs them any more.
+
+Not before: with a directory the kernel would take away what other namespaces have mounted on it. Locked while it is read
+and written.
+"""
+IN_USE = Path("/run/otel-procmon-bed.lock")
+"""Locked (shared) while an enclosure has mounts there."""
 KUBELET_SYSCTLS = (
     "kernel/keys/root_maxbytes",
     "kernel/keys/root_maxkeys",
@@ -187,7 +197,7 @@ def enclosure(directory: Path) -> Iterator[Enclosure]:
         undo.callback(_restore_sysctls, _sysctls())
         for path in PRIVATE:
             (directory / path[1:].replace("/", "_")).mkdir()
-            undo.callback(_remove_mount_point, _make_mount_point(Path(path)))
+        undo.enter_context(_mount_points())
         holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"],
             stdin=subprocess.DEVNULL,
@@ -250,18 +260,37 @@ def _restore_sysctls(values: dict[Path, str]) -> None:
             path.write_text(value)
 
 
-def _make_mount_point(path: Path) -> list[Path]:
-    """Make the directory. Returns those that had to be made, the deepest first."""
-    made = [directory for directory in (path, *path.parents) if not directory.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    return made
+@contextmanager
+def _mount_points() -> Iterator[None]:
+    """The directories `PRIVATE` exist. The last one to leave removes those that were not there before the first one came."""
+    with IN_USE.open("w") as in_use:
+        with _made_mount_points() as made:
+            fcntl.flock(in_use, fcntl.LOCK_SH)
+            for path in map(Path, PRIVATE):
+                made += [str(each) for each in (path, *path.parents) if not each.exists()]
+                path.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            with _made_mount_points() as made, suppress(BlockingIOError):
+                fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for each in sorted(made, key=len, reverse=True):
+                    # Somebody else may have put something there meanwhile.
+                    with suppress(OSError):
+                        Path(each).rmdir()
+                made.clear()
 
 
-def _remove_mount_point(made: list[Path]) -> None:
-    for directory in made:
-        # Somebody else may have put something there meanwhile.
-        with suppress(OSError):
-            directory.rmdir()
+@contextmanager
+def _made_mount_points() -> Iterator[list[str]]:
+    """The list in `MOUNT_POINTS`, to be changed."""
+    with MOUNT_POINTS.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        made = json.loads(file.read() or "[]")
+        yield made
+        file.truncate(0)
+        json.dump(made, file)
 
 
 def _mount_namespace(pid: int) -> str:
