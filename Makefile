@@ -29,7 +29,7 @@ unit: ## the unit tier, in .venv
 kernel: ## the kernel tier, in .venv, as root; nothing may be skipped
 	PROCMON_REQUIRE=kernel $(BIN)/pytest tests/kernel
 
-test-system: ## the system tier, in .venv, as root: a real Kubernetes node; its first run builds Kubernetes
+test-system: ## the system tier, in .venv, as root: a real Kubernetes node and real backends; its first run builds them
 	PYTHON=$(PYTHON) tests/system/bed/prepare
 	PROCMON_REQUIRE=system $(BIN)/pytest tests/system
 
@@ -45,9 +45,11 @@ format: ## let ruff format, and mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: ## generate docs/attributes.md, docs/configuration.md, examples/otel-procmon.yaml and the dashboard
-	mkdir -p $(INTO)/docs $(INTO)/examples/compose/grafana/dashboards
+docs: ## generate docs/attributes.md, docs/configuration.md, examples/otel-procmon.yaml, docs/semconv and the dashboard
+	mkdir -p $(INTO)/docs/semconv $(INTO)/examples/compose/grafana/dashboards
 	$(PYTHON) -m otel_procmon.convert.attributes > $(INTO)/docs/attributes.md
+	$(PYTHON) -m otel_procmon.convert.registry manifest > $(INTO)/docs/semconv/manifest.yaml
+	$(PYTHON) -m otel_procmon.convert.registry signals > $(INTO)/docs/semconv/procmon.yaml
 	$(PYTHON) -m otel_procmon.config > $(INTO)/docs/configuration.md
 	$(PYTHON) -m otel_procmon.config example > $(INTO)/examples/otel-procmon.yaml
 	$(PYTHON) examples/compose/grafana/dashboard.py > $(INTO)/examples/compose/grafana/dashboards/processes.json

@@ -111,12 +111,14 @@ require_bed_packages() {
 		/usr/bin/buildah buildah
 		/usr/bin/containerd containerd
 		/usr/lib/cni/bridge containernetworking-plugins
+		/usr/bin/curl curl
 		/usr/sbin/debootstrap debootstrap
 		/usr/bin/etcd etcd-server
 		/usr/bin/gcc gcc
 		/usr/bin/ip iproute2
 		/usr/sbin/iptables iptables
 		/usr/include/stdio.h libc6-dev
+		/usr/bin/make make
 		/usr/bin/openssl openssl
 		/usr/sbin/runc runc
 		/usr/bin/busybox busybox-static

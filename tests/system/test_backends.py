@@ -144,7 +144,7 @@ def act(scripts: Scripts, agent: Agent, jaeger: Jaeger, directory: Path) -> tupl
         with small_cgroup(scripts.word) as procs:
             if procs is not None:
                 scripts.run("cron", uses_memory(procs))
-        sshd.send("curl -s file:///etc/hostname")
+        sshd.send("curl -s file:///etc/hostname; ls /nowhere")
         sshd.send("exit")
         sshd.end()
         (daemon,) = [log for log in agent.logs() if log.attributes["process.executable.name"] == "nginx"]
