@@ -116,15 +116,12 @@ def test_it_sees_pods_and_knows_them(node: Node, collected: Received) -> None:
     node.kubectl("delete", "pod", "seen", "--wait=false")
 
 
-def test_it_tells_what_ran_before_with_its_path(collected: Received) -> None:
+def test_it_tells_what_ran_before_with_its_path(node: Node, collected: Received) -> None:
     """That takes the capability SYS_PTRACE."""
 
     def kubelets() -> list[Log]:
-        return [
-            log
-            for log in collected.logs
-            if log.event_name == "process.discovered" and log.attributes.get("process.executable.name") == "kubelet"
-        ]
+        known = with_word(collected.logs, f"--config={node.place.directory}/kubelet.yaml")
+        return [log for log in known if log.event_name == "process.discovered"]
 
     wait_until(lambda: bool(kubelets()), "the kubelet was discovered")
     (kubelet,) = kubelets()

@@ -40,6 +40,6 @@ def test_systemd_understands_every_line(unit: Path) -> None:
 
 
 def test_it_is_not_exposed(unit: Path) -> None:
-    command = ["systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX * 10:.0f}", unit]
+    command = ["systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX * 10:.0f}", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -19,7 +19,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,14 +37,15 @@ PRIVATE = (
     "/var/log/pods",
 )
 """What is the enclosure's own at these paths; its directory for each is named like the path, ``_`` for ``/``."""
-MOUNT_POINTS = Path("/run/otel-procmon-bed.json")
-"""Those of `PRIVATE`, and their parents, that were made here and are to be removed when nobody needs them any more.
+BEFORE = Path("/run/otel-procmon-bed.json")
+"""What the last enclosure to leave puts back: sysctls as they were, and which directories (`PRIVATE`, and their parents)
+were not there before the first one came.
 
-Not before: with a directory the kernel would take away what other namespaces have mounted on it. Locked while it is read
-and written.
+None does it before: with a directory the kernel would take away what other namespaces have mounted on it. Locked while it
+is read and written.
 """
 IN_USE = Path("/run/otel-procmon-bed.lock")
-"""Locked (shared) while an enclosure has mounts there."""
+"""Locked (shared) while there is an enclosure."""
 KUBELET_SYSCTLS = (
     "kernel/keys/root_maxbytes",
     "kernel/keys/root_maxkeys",
@@ -194,10 +195,9 @@ class Enclosure:
 def enclosure(directory: Path) -> Iterator[Enclosure]:
     """Namespaces with loopback up and everything `PRIVATE` mounted. After the block nothing of them is left."""
     with ExitStack() as undo:
-        undo.callback(_restore_sysctls, _sysctls())
         for path in PRIVATE:
             (directory / path[1:].replace("/", "_")).mkdir()
-        undo.enter_context(_mount_points())
+        undo.enter_context(_this_machine())
         holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--propagation", "private", "sleep", "infinity"],
             stdin=subprocess.DEVNULL,
@@ -249,48 +249,46 @@ def end_cgroups(name: str) -> None:
         wait_until(emptied, f"nothing is left of the cgroup {top}")
 
 
-def _sysctls() -> dict[Path, str]:
+def _sysctls() -> dict[str, str]:
     paths = [Path("/proc/sys", name) for name in KUBELET_SYSCTLS]
-    return {path: path.read_text() for path in paths if path.exists()}
-
-
-def _restore_sysctls(values: dict[Path, str]) -> None:
-    for path, value in values.items():
-        if path.read_text() != value:
-            path.write_text(value)
+    return {str(path): path.read_text() for path in paths if path.exists()}
 
 
 @contextmanager
-def _mount_points() -> Iterator[None]:
-    """The directories `PRIVATE` exist. The last one to leave removes those that were not there before the first one came."""
+def _this_machine() -> Iterator[None]:
+    """The directories `PRIVATE` exist; afterwards, if nobody else needs it so, the machine is as it was."""
     with IN_USE.open("w") as in_use:
-        with _made_mount_points() as made:
+        with _before() as before:
             fcntl.flock(in_use, fcntl.LOCK_SH)
+            for name, value in _sysctls().items():
+                before["sysctls"].setdefault(name, value)
             for path in map(Path, PRIVATE):
-                made += [str(each) for each in (path, *path.parents) if not each.exists()]
+                before["made"] += [str(each) for each in (path, *path.parents) if not each.exists()]
                 path.mkdir(parents=True, exist_ok=True)
         try:
             yield
         finally:
-            with _made_mount_points() as made, suppress(BlockingIOError):
+            with _before() as before, suppress(BlockingIOError):
                 fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for each in sorted(made, key=len, reverse=True):
+                for name, value in before.pop("sysctls").items():
+                    if Path(name).read_text() != value:
+                        Path(name).write_text(value)
+                for each in sorted(before.pop("made"), key=len, reverse=True):
                     # Somebody else may have put something there meanwhile.
                     with suppress(OSError):
                         Path(each).rmdir()
-                made.clear()
 
 
 @contextmanager
-def _made_mount_points() -> Iterator[list[str]]:
-    """The list in `MOUNT_POINTS`, to be changed."""
-    with MOUNT_POINTS.open("a+") as file:
+def _before() -> Iterator[dict[str, Any]]:
+    """What is in `BEFORE`, to be changed."""
+    with BEFORE.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        made = json.loads(file.read() or "[]")
-        yield made
+        before = {"made": [], "sysctls": {}, **json.loads(file.read() or "{}")}
+        yield before
         file.truncate(0)
-        json.dump(made, file)
+        json.dump(before, file)
 
 
 def _mount_namespace(pid: int) -> str:
