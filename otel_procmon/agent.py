@@ -1,6 +1,6 @@
 """The agent: puts the stages together and runs them until there is nothing more to come, or somebody says stop.
 
-source → decode → lineage      `capture`
+source → decode → redact → lineage      `capture`
 → containers                   `containers.hold`
 → filters                      `filters`
 → view, convert → encode → deliver    `outputs`

@@ -121,7 +121,7 @@ def _filter(entry: Any, place: str) -> RedactionFilter:
             if inner is None or set(inner) - {"binary_regex"}:
                 # To leave a condition out would redact more than was meant; to guess one, less.
                 raise RedactionError(
-                    f"{place}: match may have binary_regex only, as in Tetragon since its version 1.2."
+                    f"{place}: match may have binary_regex only, as Tetragon's filters do by now."
                 )
             fields["binary_regex"] = [*(fields.get("binary_regex") or ()), *(inner.get("binary_regex") or ())]
     if unknown := sorted(set(fields) - {"redact", "binary_regex"}):

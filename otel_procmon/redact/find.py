@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 
 _DEPTH: Final = 3
 """A script within a script within a script; further in, only texts are looked at."""
+LOOKED_AT: Final = 16 * 1024
+"""How many characters of a command line are looked at closely, of those arguments that are suspect. What is suspect
+beyond that is replaced as a whole: else arguments that were made for it would cost a tenth of a second each time."""
+TOO_LONG: Final = "too-long"
 _KNOWN_MAX: Final = 16_384
 _KNOWN_LENGTH: Final = 128
 
@@ -129,7 +133,17 @@ def in_joined(program: str, arguments: str) -> list[Span]:
         begins.append(begin + offset)
     found = _in_words(words, depth=0, script=False)
     spans = [Span(0, begins[index] + begin, begins[index] + end, rule) for index, begin, end, rule in found if index]
-    return spans + _in_text(arguments, 0, 0)
+    text = _within(arguments, LOOKED_AT) if is_suspect(arguments) else arguments
+    if len(text) < len(arguments):
+        spans.append(Span(0, len(text), len(arguments), TOO_LONG))
+    return spans + _in_text(text, 0, 0)
+
+
+def _within(text: str, room: int) -> str:
+    """As much of `text` as has room, up to a blank."""
+    if len(text) <= room:
+        return text
+    return text[: max(0, text.rfind(" ", 0, max(0, room)))]
 
 
 def in_text(text: str) -> list[Span]:
@@ -196,6 +210,7 @@ def _in_words(words: Sequence[str], *, depth: int, script: bool) -> list[Span]:
     forms: dict[str, list[Form]] = {}
     seen: set[str] = set()
     previous = ""
+    left = LOOKED_AT
     for index, word in enumerate(words):
         bare, offset = unquoted(word) if script else (word, 0)
         _meet(bare, programs, forms)
@@ -207,16 +222,24 @@ def _in_words(words: Sequence[str], *, depth: int, script: bool) -> list[Span]:
                 spans += _in_form(form, index, bare, offset, following=following, seen=seen, script=script)
             if programs:
                 spans += _in_place(index, bare, words, programs, script=script)
-        spans += _in_text(bare, index, offset)
-        if depth < _DEPTH and not prose and any(map(bare.__contains__, " \t\n;|&")):
-            for command in script_words(bare):
+        seen.add(bare)
+        previous = bare
+        if not is_suspect(bare):
+            continue
+        text = bare
+        if not depth:
+            text = _within(bare, left)
+            left -= len(text)
+            if len(text) < len(bare):
+                spans.append(Span(index, len(text), len(bare), TOO_LONG))
+        spans += _in_text(text, index, offset)
+        if depth < _DEPTH and not prose and any(map(text.__contains__, " \t\n;|&")):
+            for command in script_words(text):
                 inner = _in_words([part.text for part in command], depth=depth + 1, script=True)
                 spans += [
                     Span(index, offset + command[part].begin + begin, offset + command[part].begin + end, rule)
                     for part, begin, end, rule in inner
                 ]
-        seen.add(bare)
-        previous = bare
     if programs & LAST_AFTER_B and len(words) > 1 and any(re.match(r"-[a-zA-Z]{0,8}b", word) for word in words):
         spans.append(Span(len(words) - 1, 0, len(words[-1]), "program-argument"))
     return spans
@@ -250,6 +273,8 @@ _PLACE_WORDS: Final = frozenset(place.word for place in PLACES)
 
 def _in_option(index: int, bare: str, offset: int, *, following: str | None, previous: str, script: bool) -> list[Span]:
     """A secret that is known by the name of its option or variable."""
+    if bare[:1] != "-" and "=" not in bare and previous.lower() not in SETS:
+        return []
     match = _OPTION.match(bare)
     if match is not None and not match[2]:
         name = match[1]

@@ -190,3 +190,28 @@ def test_words_of_tetragons_arguments() -> None:
 def test_ends_of_quotes() -> None:
     assert quoted_end(r"a\"b\\" + '"c', 0, '"') == 7
     assert quoted_end("abc", 0, '"') == 3
+
+
+def test_what_is_suspect_and_too_long_is_replaced_as_a_whole() -> None:
+    long = "x " * find.LOOKED_AT
+    assert find.in_arguments(("sh", "-c", long)) == []
+    spans = find.in_arguments(("sh", "-c", f"a --token b {long} --token c"))
+    text = find.replaced(f"a --token b {long} --token c", [(span.begin, span.end) for span in spans])
+    assert text.startswith("a --token ***** x x")
+    assert text.endswith("x*****")
+    assert find.LOOKED_AT - 10 < len(text) < find.LOOKED_AT + 10
+    assert {span.rule for span in spans} == {"option", find.TOO_LONG}
+    # Arguments by themselves are looked at as such at any length.
+    many = ("curl", *["https://user@x/?token=abc"] * 1000, "-u", "bob:hunter2", "plain", "--token", "abc", "-x")
+    redacted = {span.argument: span.rule for span in find.in_arguments(many)}
+    assert redacted[1002] == "program-option"
+    assert redacted[1005] == "option"
+    assert redacted[999] == find.TOO_LONG
+    assert 1003 not in redacted
+    assert 1006 not in redacted
+
+
+def test_one_string_that_is_too_long_is_cut_likewise() -> None:
+    arguments = f"--token abc {'x ' * find.LOOKED_AT}https://bob:hunter2@x/"
+    spans = find.in_joined("/bin/x", arguments)
+    assert "hunter2" not in find.replaced(arguments, [(span.begin, span.end) for span in spans])
