@@ -120,9 +120,7 @@ def _filter(entry: Any, place: str) -> RedactionFilter:
             inner = {_proto_name(str(key)): value for key, value in part.items()} if isinstance(part, dict) else None
             if inner is None or set(inner) - {"binary_regex"}:
                 # To leave a condition out would redact more than was meant; to guess one, less.
-                raise RedactionError(
-                    f"{place}: match may have binary_regex only, as Tetragon's filters do by now."
-                )
+                raise RedactionError(f"{place}: match may have binary_regex only, as Tetragon's filters do by now.")
             fields["binary_regex"] = [*(fields.get("binary_regex") or ()), *(inner.get("binary_regex") or ())]
     if unknown := sorted(set(fields) - {"redact", "binary_regex"}):
         raise RedactionError(f"{place} has an unknown field {unknown[0]!r}: only redact and binary_regex are.")

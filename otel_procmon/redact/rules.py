@@ -74,7 +74,10 @@ SHAPES: Final = (
         "slack-token", ("xapp-",), r"xapp-[0-9]-[A-Za-z0-9-]{10,}", "https://api.slack.com/authentication/token-types"
     ),
     Shape(
-        "stripe-key", ("k_live_", "k_test_"), r"[sr]k_(?:live|test)_[A-Za-z0-9]{10,}", "https://docs.stripe.com/keys"
+        "stripe-key",
+        ("k_live_", "k_test_", "k_prod_"),
+        r"[sr]k_(?:live|test|prod)_[A-Za-z0-9]{10,}",
+        "https://docs.stripe.com/keys",
     ),
     Shape("stripe-key", ("whsec_",), r"whsec_[A-Za-z0-9+/=]{16,}", "https://docs.stripe.com/webhooks"),
     Shape(
@@ -139,6 +142,16 @@ SHAPES: Final = (
         "https://core.telegram.org/bots/api#authorizing-your-bot",
     ),
     Shape("age-key", ("age-secret-key",), r"AGE-SECRET-KEY-1[0-9A-Z]{58}", "https://age-encryption.org/v1"),
+    Shape("linear-key", ("lin_api_",), r"lin_api_[A-Za-z0-9]{40}", _GITLEAKS),
+    Shape("pulumi-token", ("pul-",), r"pul-[0-9a-f]{40}", _GITLEAKS),
+    Shape("planetscale-password", ("pscale_",), r"pscale_(?:pw|tkn|oauth)_[A-Za-z0-9_=.-]{32,}", _GITLEAKS),
+    Shape("square-token", ("sq0atp-",), r"sq0atp-[A-Za-z0-9_-]{22,}", _GITLEAKS),
+    Shape(
+        "azure-secret",
+        ("q~",),
+        r"[A-Za-z0-9_~.][A-Za-z0-9_~.]{2}[0-9]Q~[A-Za-z0-9_~.-]{31,34}",
+        _GITLEAKS,
+    ),
     Shape(
         "jwt",
         ("eyj",),
@@ -539,7 +552,7 @@ _NAME_ENDS: Final = "(?![a-z_.-])"
 
 TRIGGER: Final = re.compile(
     rf"p(?:ass(?:w(?:or[dt]|d)|phrase|code|){_NAME_ENDS}|wd{_NAME_ENDS}|sk{_NAME_ENDS}"
-    r"|assw(?=ord-stdin)|ass(?=phrase-fd)|at_|m_|ypi-|(?<=dp)\.|(?<=dap)i[0-9a-f]{32}|(?<=shp)(?:ss|ca|pa)_)"
+    r"|assw(?=ord-stdin)|ass(?=phrase-fd)|at_|m_|ypi-|(?<=lin_ap)i_|ul-[0-9a-f]{40}|scale_|(?<=sq0atp)-|(?<=dp)\.|(?<=dap)i[0-9a-f]{32}|(?<=shp)(?:ss|ca|pa)_)"
     rf"|k(?:ey{_NAME_ENDS}|(?<=tok)en{_NAME_ENDS}|(?<=ak)ia[0-9a-z]{{16}}|(?<=[sr]k)(?<![a-z0-9][sr]k)[_-]|(?<=gsk)_"
     r"|(?<=cook)ie[\"' ]{0,4}:|(?<=hook)s[./]|(?<=pmak)-|(?<=hrk)u-|(?<=dck)r_o|(?<=-secret-k)ey-|(?<=tsk)ey-"
     r"|(?<=private k)ey)"
@@ -555,6 +568,7 @@ TRIGGER: Final = re.compile(
     r"|v(?:(?<=hv)[sbr]\.|(?<=_v)1_|(?<=atlasv)1|api-)"
     r"|y(?:a29|(?<=sntry)[su]_)"
     r"|3(?<=atatt3)"
+    r"|~(?<=[0-9]q~)"
     r"|:(?:aa|//[^\s\"']{1,512}@)"
 )
 """In a text in lower case: without one of these in any of its arguments, and without one of `PROGRAMS`, a command line

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from otel_procmon.redact import find, rules
 from otel_procmon.redact.words import joined_words, quoted_end, script_words
+from tests.unit.redaction_corpus import read_corpus
 
 # Python's own parser of patterns is private, and has moved.
 c: Any = importlib.import_module("re._constants" if sys.version_info >= (3, 11) else "sre_constants")
@@ -215,3 +217,13 @@ def test_one_string_that_is_too_long_is_cut_likewise() -> None:
     arguments = f"--token abc {'x ' * find.LOOKED_AT}https://bob:hunter2@x/"
     spans = find.in_joined("/bin/x", arguments)
     assert "hunter2" not in find.replaced(arguments, [(span.begin, span.end) for span in spans])
+
+
+def test_the_documentation_has_every_shape_and_the_corpus_size() -> None:
+    text = (Path(__file__).parents[2] / "docs/redaction.md").read_text(encoding="utf-8")
+    for shape in rules.SHAPES:
+        pattern = shape.pattern.replace("|", r"\|")
+        assert f"| `{shape.name}` | `{pattern}` |" in text
+        assert f"({shape.source})" in text
+    corpus = read_corpus()
+    assert f"{len(corpus)} command lines, {sum(not line.secrets for line in corpus)} of them harmless" in text
