@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from otel_procmon.redact.rules import MARK
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -40,9 +42,25 @@ def _arguments(process: Process, argv: Sequence[str]) -> tuple[str, ...]:
 
 def _runs(binary: str, arguments: Sequence[str], command: Sequence[str]) -> bool:
     """Whether `binary` with `arguments` is `command`, whose program may have been found by the PATH."""
-    if not command or tuple(command[1:]) != arguments:
+    if not command or len(command) != len(arguments) + 1 or not all(map(_is, arguments, command[1:])):
         return False
     program = command[0]
     if program.startswith("/"):
         return program == binary
     return program.rpartition("/")[2] == binary.rpartition("/")[2]
+
+
+def _is(argument: str, written: str) -> bool:
+    """Whether `argument` is what is `written` in the pod, where a secret may still stand that was redacted here."""
+    if MARK not in argument:
+        return argument == written
+    first, *middle, last = argument.split(MARK)
+    if not written.startswith(first) or len(written) < len(first) + len(last):
+        return False
+    position, end = len(first), len(written) - len(last)
+    for piece in middle:
+        position = written.find(piece, position, end)
+        if position < 0:
+            return False
+        position += len(piece)
+    return written.endswith(last)

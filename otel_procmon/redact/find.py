@@ -30,6 +30,7 @@ from otel_procmon.redact.rules import (
     SHAPES,
     SHELL_REFERENCE,
     SWITCH_PREFIX,
+    TELLS,
     TEXTS,
     TRIGGER,
     USERINFO,
@@ -52,7 +53,7 @@ TOO_LONG: Final = "too-long"
 _KNOWN_MAX: Final = 16_384
 _KNOWN_LENGTH: Final = 128
 
-_OPTION: Final = re.compile(r"-{1,2}([A-Za-z][\w.:-]{0,63}?)(?:(=)|$)", re.ASCII)
+_OPTION: Final = re.compile(r"-{1,2}([A-Za-z][\w.-]{0,63}?)(?:([:=])|$)", re.ASCII)
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_][\w.-]{0,63})\+?=", re.ASCII)
 _JAVA_PROPERTY: Final = re.compile(r"-[DPe]([A-Za-z_][\w.-]{0,63})=", re.ASCII)
 _ENVIRONMENT: Final = re.compile(r"[A-Z0-9_]{1,64}")
@@ -210,12 +211,14 @@ def _in_words(words: Sequence[str], *, depth: int, script: bool) -> list[Span]:
     forms: dict[str, list[Form]] = {}
     seen: set[str] = set()
     previous = ""
+    tells = False
     left = LOOKED_AT
     for index, word in enumerate(words):
         bare, offset = unquoted(word) if script else (word, 0)
         _meet(bare, programs, forms)
         following = words[index + 1] if index + 1 < len(words) else None
-        prose = previous in MESSAGES and " " in bare
+        tells = tells or bare in TELLS
+        prose = tells and previous in MESSAGES and " " in bare
         if not prose:
             spans += _in_option(index, bare, offset, following=following, previous=previous, script=script)
             for form in forms.get(bare[:2], ()) if bare[:1] != "-" else (*forms.get(bare[:2], ()), *forms.get("-", ())):

@@ -252,7 +252,7 @@ SWITCH_PREFIX: Final = re.compile(
 
 HARMLESS_VALUE: Final = re.compile(
     r"(?:"
-    r"true|false|yes|no|on|off|none|null|nil|undefined|prompt|ask|stdin|required|optional|disabled?|enabled?|default"
+    r"true|false|yes|no|on|off|none|null|nil|undefined|prompt|ask|stdin|required|optional|disabled?|enabled?"
     r"|[0-9]?"
     r"|[*xX.]{1,64}"
     r"|(?:file|fd|env|stdin|keyring|vault|ssm|arn|secretsmanager|op|kms|gopass):.{0,4096}"
@@ -270,7 +270,6 @@ FILE_SUFFIXES: Final = frozenset(
     (
         *("pem", "key", "crt", "cert", "cer", "der", "pub", "p12", "pfx", "jks", "gpg", "asc"),
         *("json", "yaml", "yml", "toml", "ini", "conf", "cfg", "env", "txt", "htm", "html", "md"),
-        *("py", "js", "ts", "go", "c", "h", "cpp", "o", "d", "rs", "java", "sh"),
     )
 )
 
@@ -461,6 +460,8 @@ PROGRAMS: Final = frozenset(
 SETS: Final = frozenset({"set", "--global", "--local", "--system", "--add"})
 """``npm config set NAME VALUE``: after one of these a name that is a secret's has its value in the next argument."""
 
+TELLS: Final = frozenset({"git", "hg", "svn", "gh", "glab", "jj", "logger", "mail", "notify-send"})
+"""Programs that take prose after one of `MESSAGES`."""
 MESSAGES: Final = frozenset({"-m", "-am", "--message", "--title", "--body", "--subject", "--notes", "--description"})
 """What follows is prose, in which an option is a word like any other."""
 
@@ -540,7 +541,8 @@ USERINFO: Final = re.compile(r"://[^\s/?#@:\"'\\]{0,256}:")
 """``scheme://user:``; what follows up to an ``@`` is a password."""
 
 KEYWORD: Final = re.compile(
-    r"(?i)(?:password|passwd|passwort|passphrase|passcode|pass|pwd|psk|secret|token|key|credentials?|creds)[0-9]{0,3}"
+    r"(?i)(?:password|passwd|passwort|passphrase|passcode|pass|pwd|psk|secret|token|key|credentials?|creds)"
+    r"(?:[_-]?[0-9]{1,3})?"
     r"(\\{0,3}[\"']?[ \t]{0,3}(?::=|=>|[:=])[ \t]{0,3})"
 )
 """A name's end, and what stands between it and its value in JSON, YAML, forms and connection strings."""
@@ -548,7 +550,7 @@ KEYWORD: Final = re.compile(
 
 # What is worth a closer look.
 
-_NAME_ENDS: Final = "(?![a-z_.-])"
+_NAME_ENDS: Final = "(?![_.-]?[a-z])"
 
 TRIGGER: Final = re.compile(
     rf"p(?:ass(?:w(?:or[dt]|d)|phrase|code|){_NAME_ENDS}|wd{_NAME_ENDS}|sk{_NAME_ENDS}"

@@ -15,6 +15,15 @@ PROBES: dict[str, tuple[tuple[str, ...], ...]] = {
     "redis": (("/health/ping.sh", "5"), ("sh", "-c", "redis-cli ping")),
     "sidecar": (("grpc_health_probe", "-addr=:5050"),),
 }
+WITH_SECRETS = Pod(
+    name="db-0",
+    exec_probes={
+        "redis": (
+            ("sh", "-c", "mysqladmin -phunter2 ping -u a --token hunter3"),
+            ("redis-cli", "-a", "$(PASSWORD)", "ping"),
+        )
+    },
+)
 
 
 def process(binary: str, *argv: str, container: str | None = "redis", **fields: Any) -> Process:
@@ -40,9 +49,21 @@ PROBING = {
     "a script, with an option": process(
         "/health/ping.sh", "/bin/bash", "-e", "/health/ping.sh", "5", interpreter="/bin/bash"
     ),
+    "with a secret that was redacted": process(
+        "/bin/sh", "sh", "-c", "mysqladmin -p***** ping -u a --token *****", pod=WITH_SECRETS
+    ),
+    "with one that is not in the pod itself": process(
+        "/bin/redis-cli", "redis-cli", "-a", "*****", "ping", pod=WITH_SECRETS
+    ),
     "another container's": process("/bin/grpc_health_probe", "grpc_health_probe", "-addr=:5050", container="sidecar"),
 }
 OTHERS = {
+    "other arguments, redacted": process(
+        "/bin/sh", "sh", "-c", "mysqladmin -p***** status -u a --token *****", pod=WITH_SECRETS
+    ),
+    "another end, redacted": process(
+        "/bin/sh", "sh", "-c", "mysqladmin -p***** ping -u a --token ***** x", pod=WITH_SECRETS
+    ),
     "other arguments": process("/usr/bin/sh", "sh", "-c", "redis-cli flushall"),
     "more arguments": process("/usr/bin/sh", "sh", "-c", "redis-cli ping", "x"),
     "fewer arguments": process("/health/ping.sh", "/health/ping.sh"),
