@@ -8,21 +8,23 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.kernel.truth.running import run_command
 from tests.kernel.truth.shell import marker, shell
-from tests.kernel.truth.workloads import ENVIRONMENT
+from tests.kernel.truth.workloads import ENVIRONMENT, compile_tiny
 from tests.system.bed import backends as bed
 from tests.system.bed.enclosure import Daemon, wait_until
+from tests.system.bed.node import NAME
 from tests.system.bed.pods import container, pod
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from tests.kernel.truth.running import Agent
     from tests.system.bed.backends import Collector, Loki, LokiLine, Programs, Stores
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.system
 
 CONFIGURATIONS = bed.TOP / "collector-config"
 ON_THE_HOST = "containers: {ask_kubernetes: false, ask_runtime: false}\nrecords: {systemd_services: false}\n"
+RATE, SECONDS = 1000, 60
 NO_LOGS = {"OTEL_LOGS_EXPORTER": "none"}
 
 
@@ -300,6 +303,67 @@ def test_tetragon(backends: Programs, kept: Stores, tmp_path: Path) -> None:
     assert trace.tree()[-1].rpartition("/")[2] == "sh"
 
 
+def test_a_thousand_processes_a_second_for_a_minute(backends: Programs, tmp_path: Path) -> None:
+    """Through agent and Collector into a Jaeger and a Loki of their own: everything arrives, and is accounted for."""
+    source, tiny = bed.TOP / "tests/kernel/truth/torture.c", tmp_path / "tiny"
+    compile_tiny(source, tiny)
+    with bed.jaeger(backends.jaeger, tmp_path) as jaeger, bed.loki(backends.loki, tmp_path) as loki:
+        environment = {
+            "TEMPO_ENDPOINT": jaeger.otlp,
+            "LOKI_ENDPOINT": f"{loki.url}/otlp",
+            "AGENT_METRICS": free_address(),
+        }
+        with bed.collector(backends.otelcol, [configuration("tempo-loki")], tmp_path, environment) as collector:
+            variables = {**collector.endpoint, "OTEL_SERVICE_NAME": "minute"}
+            settings = tmp_path / "agent.yaml"
+            settings.write_text(ON_THE_HOST)
+            only_these = ("--config", str(settings), "--binary", f"^{tiny}$")
+            with run_command(tmp_path, "run", *only_these, env=variables) as agent:
+                before = {pid: cpu_seconds(pid) for pid in (agent.process.pid, collector.daemon.pid)}
+                seconds = spawn(tiny, RATE, RATE * SECONDS)
+                # Nearly all: what it still has to send then, it sends at its end.
+                used = {pid: cpu_seconds(pid) - cpu for pid, cpu in before.items()}
+                agent.stop()
+            metrics = collector.own_metrics()
+        count = 'sum by (event_name) (count_over_time({service_name="minute"} [1h]))'
+        found = {labels["event_name"]: number for labels, number in loki.metric(count)}
+    runs_ = RATE * SECONDS
+    assert found == {"process.exec": runs_, "process.exit": runs_}
+    ledger = agent.ledger()
+    assert ledger["filter"]["passed"] == 2 * runs_
+    assert ledger["delivery.logs"] == {"exported": 2 * runs_}
+    assert ledger["delivery.traces"]["exported"] == sent(metrics, "spans")
+    assert sent(metrics, "log_records") == 2 * runs_
+    # Measured, and no more than that: machines are shared. (pytest -rP shows it.)
+    for name, cpu_s in used.items():
+        print(f"{name}: {cpu_s:.1f} s of CPU for {runs_} processes in {seconds:.1f} s")
+
+
+def spawn(program: Path, rate: int, count: int) -> float:
+    """Run `program` so often, one after another, at that rate if the machine can. Returns the seconds that it took."""
+    began = time.monotonic()
+    for number in range(count):
+        os.waitpid(os.posix_spawn(program, [str(program), "0"], {}), 0)
+        time.sleep(max(0.0, began + (number + 1) / rate - time.monotonic()))
+    return time.monotonic() - began
+
+
+def sent(metrics: str, what: str) -> int:
+    """How many spans or log records a Collector says that it has passed on."""
+    return int(
+        sum(
+            float(n)
+            for n in re.findall(rf"^otelcol_exporter_sent_{what}(?:_total)?\{{.*\}} (\S+)$", metrics, re.MULTILINE)
+        )
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the CPU so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_kubernetes_agent_and_gateway(node: Node, backends: Programs, tmp_path: Path) -> None:
     """As on a cluster: an agent that may ask nobody, a Collector on its node that may, and a gateway."""
     word = marker()
@@ -311,12 +375,13 @@ def test_kubernetes_agent_and_gateway(node: Node, backends: Programs, tmp_path: 
                 "GATEWAY_ENDPOINT": f"{bed.HOST}:{gateway.grpc_port}",
                 "K8S_AUTH": "kubeConfig",
                 "KUBECONFIG": str(node.admin_kubeconfig),
-                "K8S_NODE_NAME": "node1",
+                "K8S_NODE_NAME": NAME,
             }
             agent_config = [configuration("kubernetes-agent")]
             with (
                 bed.collector(backends.otelcol, agent_config, tmp_path, to_gateway) as collector,
-                agent_for(collector, tmp_path, word),
+                # As the DaemonSet has it from the downward API.
+                agent_for(collector, tmp_path, word, env={"NODE_NAME": NAME}),
             ):
                 node.apply(pod("till", container("main", "/bin/sh", "-c", "exit 0", word), restartPolicy="Never"))
                 node.wait_for_phase("till", "Succeeded")
@@ -330,7 +395,7 @@ def test_kubernetes_agent_and_gateway(node: Node, backends: Programs, tmp_path: 
     assert line.labels["k8s_pod_uid"] == metadata["uid"]
     assert line.labels["k8s_container_name"] == "main"
     assert line.labels["container_image_name"] == "localhost/busybox"
-    assert line.labels["k8s_node_name"] == "node1"
+    assert line.labels["k8s_node_name"] == NAME
     assert trace is not None
     (process,) = {span["processID"] for span in trace.spans.values()}
     resource = {tag["key"]: tag["value"] for tag in trace.data["processes"][process]["tags"]}
