@@ -319,10 +319,11 @@ def test_a_thousand_processes_a_second_for_a_minute(backends: Programs, tmp_path
             settings.write_text(ON_THE_HOST)
             only_these = ("--config", str(settings), "--binary", f"^{tiny}$")
             with run_command(tmp_path, "run", *only_these, env=variables) as agent:
-                before = {pid: cpu_seconds(pid) for pid in (agent.process.pid, collector.daemon.pid)}
+                pids = {"agent": agent.process.pid, "Collector": collector.daemon.pid}
+                before = {name: cpu_seconds(pid) for name, pid in pids.items()}
                 seconds = spawn(tiny, RATE, RATE * SECONDS)
                 # Nearly all: what it still has to send then, it sends at its end.
-                used = {pid: cpu_seconds(pid) - cpu for pid, cpu in before.items()}
+                used = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
                 agent.stop()
             metrics = collector.own_metrics()
         count = 'sum by (event_name) (count_over_time({service_name="minute"} [1h]))'
