@@ -28,6 +28,15 @@ def test_our_own_attributes_are_defined_with_their_types() -> None:
     assert defined == {a.name: a.type for a in ATTRIBUTES if a.origin == "procmon"}
 
 
+def test_our_own_strings_have_examples_of_their_type() -> None:
+    for each in GROUPS["registry.procmon"]["attributes"]:
+        assert ("examples" in each) == each["type"].startswith("string"), each["id"]
+        for example in each.get("examples", ()):
+            elements = example if each["type"] == "string[]" else [example]
+            assert isinstance(elements, list)
+            assert all(isinstance(element, str) for element in elements)
+
+
 @pytest.mark.parametrize(
     ("group", "place"),
     [("span.procmon.image", "span"), ("procmon.resource", "resource"), *((f"event.{e.name}", "log") for e in EVENTS)],
