@@ -384,11 +384,19 @@ def test_kubernetes_agent_and_gateway(node: Node, backends: Programs, tmp_path: 
                 # As the DaemonSet has it from the downward API.
                 agent_for(collector, tmp_path, word, env={"NODE_NAME": NAME}),
             ):
-                node.apply(pod("till", container("main", "/bin/sh", "-c", "exit 0", word), restartPolicy="Never"))
-                node.wait_for_phase("till", "Succeeded")
-                query = '{k8s_namespace_name="default"} | k8s_pod_name="till" | event_name="process.exit"'
-                wait_until(lambda: bool(kept.loki.query(query)), "Loki has the pod's end")
-            line = next(line for line in kept.loki.query(query) if word in line.text)
+                node.apply(pod("till", container("main", "/bin/sleep", "3600")))
+                node.wait_for_phase("till")
+                query = (
+                    f'{{k8s_namespace_name="default"}} | k8s_pod_name="till" | k8s_container_name="main" |= `{word}`'
+                )
+
+                def told() -> bool:
+                    # The Collector may hear of the container later than we do.
+                    node.kubectl("exec", "till", "--", "/bin/sh", "-c", "exit 0", word)
+                    return bool(kept.loki.query(query))
+
+                wait_until(told, "Loki has what was run in the pod's container")
+            line = kept.loki.query(query)[-1]
             wait_until(lambda: kept.jaeger.trace(line.labels["trace_id"]) is not None, "so has Jaeger")
             trace = kept.jaeger.trace(line.labels["trace_id"])
     metadata: dict[str, Any] = node.get("pod", "till")["metadata"]
@@ -398,6 +406,8 @@ def test_kubernetes_agent_and_gateway(node: Node, backends: Programs, tmp_path: 
     assert line.labels["container_image_name"] == "localhost/busybox"
     assert line.labels["k8s_node_name"] == NAME
     assert trace is not None
+    (root,) = trace.roots
+    assert trace.tags(root)["procmon.entry.reason"] == "container"
     (process,) = {span["processID"] for span in trace.spans.values()}
     resource = {tag["key"]: tag["value"] for tag in trace.data["processes"][process]["tags"]}
     assert resource["k8s.pod.name"] == "till"
