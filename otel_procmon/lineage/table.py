@@ -42,7 +42,7 @@ _SWEEPS_UNTIL_LOST: Final = 2
 """A process that is just ending is in no list of tasks any more, and its exit may not be written yet."""
 
 
-_ENDED_MAX: Final = 8192
+_ENDED_MAX: Final = 1024
 """Most images that are kept in their grace period. Where as many end within ten seconds, the kernel is the source, and
 that gives events in their order but for microseconds; to keep all of a storm would take 150 MB."""
 
