@@ -31,14 +31,13 @@ class Shared:
     Each encoder keeps what it made of them here, so that they are encoded once for all of these records.
     """
 
-    __slots__ = ("attributes", "otlp", "otlp_json", "otlp_log", "otlp_span")
+    __slots__ = ("attributes", "otlp", "otlp_fields", "otlp_json")
 
     def __init__(self, attributes: Attributes) -> None:
         self.attributes = attributes
         self.otlp: list[bytes] | None = None
-        self.otlp_log: bytes | None = None
-        """The same as fields of a LogRecord, whose numbers are others than those of a Span."""
-        self.otlp_span: bytes | None = None
+        self.otlp_fields: dict[bytes, bytes] = {}
+        """The same as fields of a record, by their tag, which is another one in a LogRecord than in a Span."""
         self.otlp_json: bytes | None = None
 
 

@@ -155,14 +155,7 @@ class OtlpEncoder:
             _sized(_STRING_VALUE + _sized(_utf8(record.body))),
             name,
         ]
-        for part in record.shared:
-            if part.otlp_log is None:
-                if part.otlp is None:
-                    part.otlp = self._encoded(part.attributes)
-                part.otlp_log = _fields(_LOG_ATTRIBUTE, part.otlp)
-            parts.append(part.otlp_log)
-        if record.attributes:
-            parts.append(_fields(_LOG_ATTRIBUTE, self._encoded(record.attributes)))
+        self._add_attributes(parts, _LOG_ATTRIBUTE, record)
         return b"".join(parts)
 
     def span(self, record: Span) -> bytes:
@@ -188,14 +181,7 @@ class OtlpEncoder:
         parts = [head, _SPAN_NAME, _sized(_utf8(record.name))]
         if record.parent_span_id is not None:
             parts += (_PARENT, record.parent_span_id)
-        for part in record.shared:
-            if part.otlp_span is None:
-                if part.otlp is None:
-                    part.otlp = self._encoded(part.attributes)
-                part.otlp_span = _fields(_SPAN_ATTRIBUTE, part.otlp)
-            parts.append(part.otlp_span)
-        if record.attributes:
-            parts.append(_fields(_SPAN_ATTRIBUTE, self._encoded(record.attributes)))
+        self._add_attributes(parts, _SPAN_ATTRIBUTE, record)
         for link in record.links:
             content = _LINK.pack(0x0A, 16, link.trace_id, 0x12, 8, link.span_id, 0x35, _CONTEXT_HAS_IS_REMOTE)
             parts.append(_field(13, content))
@@ -212,6 +198,18 @@ class OtlpEncoder:
             # The entry keeps the Resource alive, and so its id from being another's.
             known = self._resources[id(resource)] = (resource, _field(1, content))
         return known[1]
+
+    def _add_attributes(self, parts: list[bytes], tag: bytes, record: Record) -> None:
+        """Add all attributes of `record` to its `parts`, as fields with this `tag`."""
+        for part in record.shared:
+            fields = part.otlp_fields.get(tag)
+            if fields is None:
+                if part.otlp is None:
+                    part.otlp = self._encoded(part.attributes)
+                fields = part.otlp_fields[tag] = _fields(tag, part.otlp)
+            parts.append(fields)
+        if record.attributes:
+            parts.append(_fields(tag, self._encoded(record.attributes)))
 
     def _encoded(self, attributes: Mapping[str, Any]) -> list[bytes]:
         """KeyValue messages, each with its length before it.
