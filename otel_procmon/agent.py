@@ -96,25 +96,33 @@ class Agent:
 
     def _release(self) -> None:
         """Let the source forget what the outputs have made safe, or, if it cannot hold it, all that was passed on."""
-        mark: int | None = self._capture.mark()
-        assert mark is not None
+        mark = self._capture.mark()
         if not self._capture.holds():
             self._held.clear()
             self._unsafe.clear()
             self._capture.release(mark)
             return
-        if self._hold is not None:
-            if not self._held or self._held[-1][0] != mark:
-                self._held.append((mark, self._hold.mark()))
-            mark = None
-            while self._held and self._hold.has_left(self._held[0][1]):
-                mark = self._held.popleft()[0]
-        if mark is not None and (not self._unsafe or self._unsafe[-1][0] != mark):
-            self._unsafe.append((mark, [output.mark() for output in self._outputs]))
+        left = self._has_left(mark)
+        if left is not None and (not self._unsafe or self._unsafe[-1][0] != left):
+            self._unsafe.append((left, [output.mark() for output in self._outputs]))
         while self._unsafe and all(
             output.is_safe(each) for output, each in zip(self._outputs, self._unsafe[0][1], strict=True)
         ):
             self._capture.release(self._unsafe.popleft()[0])
+
+    def _has_left(self, mark: int) -> int | None:
+        """Up to which mark of the source, `mark` being the latest, the outputs have been given everything.
+
+        None: no further than when this was last asked.
+        """
+        if self._hold is None:
+            return mark
+        if not self._held or self._held[-1][0] != mark:
+            self._held.append((mark, self._hold.mark()))
+        left = None
+        while self._held and self._hold.has_left(self._held[0][1]):
+            left = self._held.popleft()[0]
+        return left
 
     def _tell(self, happenings: list[Happening]) -> None:
         if not happenings:
