@@ -11,7 +11,6 @@ What happens to an image is accepted or refused as a whole: its log record, its 
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import islice
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import yaml
 
 from otel_procmon.containers.exec_probe import maybe_exec_probe
+from otel_procmon.json_objects import json_objects
 from otel_procmon.lineage.image import Started
 from otel_procmon.patterns import compile_re2
 from otel_procmon.selectors import parse_selector
@@ -166,7 +166,10 @@ def _entries(value: Any, place: str) -> list[FilterEntry]:
     if value is None:
         return []
     if isinstance(value, str):
-        objects = list(_json_objects(value, place))
+        try:
+            objects = list(json_objects(value))
+        except ValueError as error:
+            raise FilterError(f"{place}, {error}") from error
     elif isinstance(value, list):
         objects = value
     else:
@@ -177,19 +180,6 @@ def _entries(value: Any, place: str) -> list[FilterEntry]:
             raise FilterError(f"{place}, entry {number}: not an object.")
         entries.append(FilterEntry(fields, f"{place}, entry {number}"))
     return entries
-
-
-def _json_objects(text: str, place: str) -> Iterator[Any]:
-    decoder = json.JSONDecoder()
-    position = len(text) - len(text.lstrip())
-    while position < len(text):
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            line = text.count("\n", 0, position) + 1
-            raise FilterError(f"{place}, line {line}: not valid JSON: {error}") from error
-        yield value
-        position += len(text[position:]) - len(text[position:].lstrip())
 
 
 def _entry(entry: FilterEntry | Mapping[str, Any], list_name: str, number: int) -> list[Test]:

@@ -8,10 +8,10 @@ Tetragon matches: the arguments as one text, without the program's name.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from otel_procmon.json_objects import json_objects
 from otel_procmon.patterns import compile_re2
 from otel_procmon.redact.find import Span
 
@@ -90,24 +90,11 @@ def read_redaction_filters(path: str) -> list[RedactionFilter]:
         ) from error
     except UnicodeDecodeError as error:
         raise RedactionError(f"The file of redaction filters {path} is not UTF-8 text.") from error
-    return [_filter(entry, place) for entry, place in _entries(text, path)]
-
-
-def _entries(text: str, path: str) -> Iterator[tuple[Any, str]]:
-    decoder = json.JSONDecoder()
-    position = len(text) - len(text.lstrip())
-    number = 0
-    while position < len(text):
-        number += 1
-        try:
-            value, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            line = text.count("\n", 0, position) + 1
-            raise RedactionError(f"{path}, line {line}: not valid JSON: {error}") from error
-        yield value, f"{path}, filter {number}"
-        position = end
-        while position < len(text) and text[position].isspace():
-            position += 1
+    try:
+        entries = list(json_objects(text))
+    except ValueError as error:
+        raise RedactionError(f"{path}, {error}") from error
+    return [_filter(entry, f"{path}, filter {number}") for number, entry in enumerate(entries, start=1)]
 
 
 def _filter(entry: Any, place: str) -> RedactionFilter:
