@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kernel.test_usage import run, told
+from tests.kernel.truth.cgroups import cgroup
 from tests.kernel.truth.running import Agent, RunningAgent, cannot_run
 from tests.kernel.truth.shell import marker, only_marked
 from tests.kernel.truth.workloads import ENVIRONMENT
@@ -39,22 +39,6 @@ def agent(running_agent: RunningAgent, tmp_path_factory: pytest.TempPathFactory)
     directory = tmp_path_factory.mktemp("agent")
     with running_agent(directory, *only_marked(directory), "-o", f"json:{directory / 'events'}") as running:
         yield running
-
-
-@contextmanager
-def cgroup(root: Path, *names: str) -> Iterator[Path]:
-    """The file that takes pids of a new cgroup below `root`."""
-    with ExitStack() as stack:
-        path = root
-        for name in names:
-            path /= name
-            if not path.exists():
-                try:
-                    path.mkdir()
-                except OSError as error:
-                    cannot_run("kernel", f"no cgroup can be made ({error})")
-                stack.callback(path.rmdir)
-        yield path / "cgroup.procs"
 
 
 @pytest.mark.parametrize("hierarchy", hierarchies())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from tests.kernel.truth.cgroups import cgroup
 from tests.kernel.truth.family import exec_id, with_word
 from tests.kernel.truth.running import Agent, RunningAgent, cannot_run
 from tests.kernel.truth.shell import marker, only_marked
@@ -333,31 +334,17 @@ def unified_hierarchy() -> Path:
 
 
 @contextmanager
-def cgroup(*names: str) -> Iterator[tuple[str, Path]]:
+def unified_cgroup(*names: str) -> Iterator[tuple[str, Path]]:
     """A new cgroup: its path in the unified hierarchy, and the file that takes pids."""
-    made = []
-    path = unified_hierarchy()
-    root = path
-    try:
-        for name in names:
-            path /= name
-            if not path.exists():
-                try:
-                    path.mkdir()
-                except OSError as error:
-                    cannot_run("kernel", f"no cgroup can be made ({error})")
-                made.append(path)
-        yield f"/{path.relative_to(root)}", path / "cgroup.procs"
-    finally:
-        for directory in reversed(made):
-            directory.rmdir()
+    with cgroup(unified_hierarchy(), *names) as processes:
+        yield f"/{'/'.join(names)}", processes
 
 
 def test_container(agent: Agent) -> None:
     """As a runtime does it: a process goes into the container's cgroup, and then runs its program."""
     container, pod = uuid.uuid4().hex * 2, str(uuid.uuid4())
     word = marker()
-    with cgroup("kubepods", "besteffort", f"pod{pod}", container) as (path, processes):
+    with unified_cgroup("kubepods", "besteffort", f"pod{pod}", container) as (path, processes):
         outer = run(
             "sh", "-c", f'echo $$ > {processes}; sh -c "/bin/true {word}.below; exit 0" {word}.first; (exit 9); exit 0'
         )
@@ -386,7 +373,7 @@ def test_container(agent: Agent) -> None:
 def test_process_in_a_container_is_discovered(running_agent: RunningAgent, tmp_path: Path) -> None:
     container, word = uuid.uuid4().hex * 2, marker()
     with ExitStack() as stack:
-        path, processes = stack.enter_context(cgroup("system.slice", f"docker-{container}.scope"))
+        path, processes = stack.enter_context(unified_cgroup("system.slice", f"docker-{container}.scope"))
         process = subprocess.Popen(
             ["sh", "-c", "read line", word],
             env=ENVIRONMENT,
