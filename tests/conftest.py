@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -13,3 +18,23 @@ sys.path.append(str(Path(__file__).parents[1]))
 # Machines are shared: how long an example takes says nothing about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def _give_up_terminal() -> None:
+    """What tests start has a controlling terminal only where a test gives it one.
+
+    Where a trace begins depends on whether the parent of a session's leader has a terminal: the tests are to see the
+    same traces whether a person or a machine runs them. Standard input and output stay what they are, and so does Ctrl-C.
+    """
+    with suppress(OSError):
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+        # The kernel hangs up on those in the foreground where it is the session's leader who leaves (tty_ioctl(4)).
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            fcntl.ioctl(terminal, termios.TIOCNOTTY)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+            os.close(terminal)
+
+
+_give_up_terminal()
