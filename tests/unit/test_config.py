@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_procmon import config
 from otel_procmon.config import (
     Capture,
     Config,
@@ -24,6 +23,7 @@ from otel_procmon.config import (
     LineageOptions,
     RecordOptions,
     TraceOptions,
+    pages,
     read_config,
 )
 from otel_procmon.convert.host import host_resource
@@ -68,11 +68,11 @@ def refusal(read: Read, tmp_path: Path) -> Callable[[str | bytes], str]:
 
 
 def test_page_is_current() -> None:
-    assert PAGE.read_text() == config.document(), "run: make docs"
+    assert PAGE.read_text() == pages.document(), "run: make docs"
 
 
 def test_example_is_current() -> None:
-    assert EXAMPLE.read_text() == config.example(), "run: make docs"
+    assert EXAMPLE.read_text() == pages.example(), "run: make docs"
 
 
 def test_example_is_the_defaults() -> None:
