@@ -36,7 +36,7 @@ class Receiver:
     def __init__(self, process: subprocess.Popen[str], protocol: Protocol, port: int) -> None:
         self._process = process
         self._protocol = protocol
-        self._port = port
+        self.port = port
         self.pid = process.pid
 
     def environment(self, *, compression: str = "none", metrics: bool = False) -> dict[str, str]:
@@ -49,7 +49,7 @@ class Receiver:
             kept["OTEL_EXPORTER_OTLP_COMPRESSION"] = compression
         return {
             **kept,
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self._port}",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.port}",
             "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc" if self._protocol == "grpc" else "http/protobuf",
             # The agent's own. A receiver that keeps what it gets takes all that is no log for traces.
             "OTEL_METRICS_EXPORTER": "otlp" if metrics else "none",
@@ -67,9 +67,9 @@ class Receiver:
 
 
 @contextmanager
-def receiver(protocol: Protocol, *, keep: bool = False, core: int = OTHER_CORE) -> Iterator[Receiver]:
-    """A receiver in a process of its own, on `core`."""
-    command = [sys.executable, HERE / "receiver.py", protocol, "--core", str(core)]
+def receiver(protocol: Protocol, *, keep: bool = False, core: int = OTHER_CORE, port: int = 0) -> Iterator[Receiver]:
+    """A receiver in a process of its own, on `core`; on `port`, or else on a free one."""
+    command = [sys.executable, HERE / "receiver.py", protocol, "--core", str(core), "--port", str(port)]
     process = subprocess.Popen(
         command + (["--keep"] if keep else []), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

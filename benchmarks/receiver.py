@@ -1,6 +1,6 @@
 """An OTLP receiver that costs as little as one can in Python: it takes everything, and answers with an empty message.
 
-    python benchmarks/receiver.py grpc|http [--keep] [--core N]
+    python benchmarks/receiver.py grpc|http [--keep] [--core N] [--port N]
 
 It writes its port on a line. For each line on its standard input it writes one with what has come since the last one,
 as JSON: requests, bytes, and with --keep (the bodies are kept until then) log records, spans, and for each log record
@@ -71,7 +71,7 @@ class Received:
         return {**result, "logs": len(times), "spans": spans, "times": times}
 
 
-def serve_grpc(received: Received) -> int:
+def serve_grpc(received: Received, port: int) -> int:
     class Anything(grpc.GenericRpcHandler):  # type: ignore[misc]
         def service(self, call: Any) -> Any:
             def take(body: bytes, _: Any) -> bytes:
@@ -82,14 +82,14 @@ def serve_grpc(received: Received) -> int:
 
     options = (("grpc.max_receive_message_length", -1),)
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), handlers=(Anything(),), options=options)
-    port = int(server.add_insecure_port(f"{HOST}:0"))
+    bound = int(server.add_insecure_port(f"{HOST}:{port}"))
     server.start()
     # It goes on for as long as somebody has it.
     threading.Thread(target=server.wait_for_termination, daemon=True).start()
-    return port
+    return bound
 
 
-def serve_http(received: Received) -> int:
+def serve_http(received: Received, port: int) -> int:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = -1
@@ -105,7 +105,7 @@ def serve_http(received: Received) -> int:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer((HOST, 0), Handler)
+    server = http.server.ThreadingHTTPServer((HOST, port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return int(server.server_address[1])
 
@@ -115,12 +115,14 @@ def main() -> None:
     parser.add_argument("protocol", choices=("grpc", "http"))
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--core", type=int)
+    parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
     if options.core is not None:
         # Before the libraries make their threads.
         os.sched_setaffinity(0, {options.core})
     received = Received(keep=options.keep)
-    print(serve_grpc(received) if options.protocol == "grpc" else serve_http(received), flush=True)
+    serve = serve_grpc if options.protocol == "grpc" else serve_http
+    print(serve(received, options.port), flush=True)
     for _ in sys.stdin:
         print(json.dumps(received.report()), flush=True)
 

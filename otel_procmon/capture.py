@@ -199,6 +199,10 @@ class KernelCapture:
         """How many processes run."""
         return self._records.table.running()
 
+    def images(self) -> int:
+        """How many images are in the process table."""
+        return len(self._records.table)
+
     def filled(self) -> float:
         """Which part of the ring is taken."""
         return self._source.filled()

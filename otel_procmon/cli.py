@@ -469,6 +469,7 @@ def _telemetry(
     if isinstance(capture, KernelCapture):
         gauges += [
             Gauge("procmon.processes", "{process}", "Processes and kernel threads that run.", capture.running),
+            Gauge("procmon.images", "{image}", "Images in the process table.", capture.images),
             Gauge("procmon.ring.utilization", "1", "Which part of the ring buffer is taken.", capture.filled),
         ]
     if hold is not None:
