@@ -20,9 +20,12 @@ from otel_procmon.decode.order import DEFAULT_MAX_WAIT_S, DEFAULT_WINDOW_NS, Reo
 from otel_procmon.decode.tetragon import decode_tetragon
 from otel_procmon.events import Discovered
 from otel_procmon.lineage.ids import SpanIds
+from otel_procmon.lineage.image import Started
 from otel_procmon.lineage.table import ProcessTable
+from otel_procmon.privileges import held
 from otel_procmon.redact.stage import Redaction
 from otel_procmon.source.ebpf import READ_LIMIT
+from otel_procmon.source.errors import SourceError
 from otel_procmon.source.recording import Batch
 from otel_procmon.teller import Teller
 
@@ -189,11 +192,32 @@ class KernelCapture:
         self._sweep_ns = config.lineage.sweep_interval_ns
         self._next_sweep_boot_ns = 0
         self._early_sweeps = 0
+        self._looked: Batch | None = None
+        """What was running when the capture was opened, until it is told."""
         self._next_look_boot_ns = 0
         # Of pinned programs, what was lost before this agent came is not its to tell.
         self._lost = self._count_lost()
         self._teller = Teller("kernel")
+        self._told_pathless = False
         self.ids = self._records.ids
+
+    def look(self) -> None:
+        """Read what runs already, while this process may still read all of ``/proc``; `step` tells of it.
+
+        Nothing is decoded here: what other programs chose is for a process without rights. Raises SourceError.
+        """
+        if self._snapshots:
+            self._looked = self._snapshot()
+
+    def works(self) -> bool:
+        """Whether what is asked of the kernel all the time, counters and running processes, is answered now."""
+        try:
+            self._source.counts()
+            if self._snapshots:
+                self._source.snapshot(lambda _: True)
+        except (OSError, SourceError):
+            return False
+        return True
 
     def running(self) -> int:
         """How many processes run."""
@@ -286,9 +310,13 @@ class KernelCapture:
             self._record(batch)
         return batch
 
-    def _sweep(self) -> list[Happening]:
+    def _snapshot(self) -> Batch:
         began = self._batch([])
-        snapshot = began._replace(records=self._source.snapshot(self._records.is_known), is_snapshot=True)
+        return began._replace(records=self._source.snapshot(self._records.is_known), is_snapshot=True)
+
+    def _sweep(self) -> list[Happening]:
+        looked, self._looked = self._looked, None
+        snapshot = looked or self._snapshot()
         self._record(snapshot)
         pending: list[bytes] = []
         # All that was made before the snapshot's end is in the ring by now; what comes meanwhile does no harm.
@@ -299,7 +327,29 @@ class KernelCapture:
         batch = self._batch(pending)
         # Even if there were none: the next events are not those of this snapshot.
         self._record(batch)
-        return self._records.reconcile(snapshot, batch)
+        happenings = self._records.reconcile(snapshot, batch)
+        if looked is None:
+            self._tell_pathless(happenings)
+        return happenings
+
+    def _tell_pathless(self, happenings: list[Happening]) -> None:
+        """Say it when processes were found whose paths this process may not read."""
+        pathless = sum(
+            isinstance(one, Started)
+            and isinstance(one.event, Discovered)
+            and not (one.image.process.executable or one.image.process.binary)
+            for one in happenings
+        )
+        # Who may read all finds none only of what has just ended.
+        if not pathless or "SYS_PTRACE" in held():
+            return
+        self._ledger.count("sweep", "noted: found without path", pathless)
+        if not self._told_pathless:
+            self._told_pathless = True
+            _log.warning(
+                "what a sweep finds is told without path and directory, because reading them takes the capability "
+                "SYS_PTRACE, which was given up: privileges.keep: [SYS_PTRACE] keeps it"
+            )
 
     def _batch(self, records: list[bytes]) -> Batch:
         """`records`, read now. Both times by the one clock, so that a recording has the times of the capture."""
