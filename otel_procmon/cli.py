@@ -27,7 +27,7 @@ from otel_procmon.agent import Agent
 from otel_procmon.capture import Capture, KernelCapture, RecordingCapture, TetragonCapture
 from otel_procmon.config import Config, ConfigError, read_config
 from otel_procmon.containers.hold import Hold
-from otel_procmon.containers.sources import EndpointError, open_metadata
+from otel_procmon.containers.sources import EndpointError, find_socket, open_metadata
 from otel_procmon.convert.happenings import Converter
 from otel_procmon.convert.host import host_resource
 from otel_procmon.convert.resource import ANNOTATION_PREFIX, Resources, selects_keys
@@ -38,6 +38,17 @@ from otel_procmon.deliver.file import FileDelivery
 from otel_procmon.filters import Filter, FilterError, read_filter_file
 from otel_procmon.ledger import Ledger
 from otel_procmon.outputs import LineOutput, Output, RecordOutput
+from otel_procmon.privileges import (
+    ALL,
+    CANDIDATES,
+    Identity,
+    PrivilegeError,
+    drop,
+    find_user,
+    give_spool,
+    least,
+    with_group_of_socket,
+)
 from otel_procmon.redact.filters import RedactionError, own_filters, read_redaction_filters
 from otel_procmon.redact.stage import Redaction, unredacted
 from otel_procmon.source.ebpf import EbpfSource
@@ -95,7 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _say(f"{PROG} {options.command}: {error}")
         return 2
-    except (ConfigError, DeliveryError, EndpointError, FilterError, RedactionError, SourceError) as error:
+    except (
+        ConfigError,
+        DeliveryError,
+        EndpointError,
+        FilterError,
+        PrivilegeError,
+        RedactionError,
+        SourceError,
+    ) as error:
         _say(f"{PROG}: {error}")
         return 1
     except KeyboardInterrupt:
@@ -134,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     selecting.add_argument(
         "--color", "--colour", choices=("auto", "always", "never"), default="auto", help="colours in the compact view"
+    )
+    selecting.add_argument(
+        "--user", metavar="NAME[:GROUP]", help="become this user when everything is loaded and open (privileges.user)"
     )
     selection = selecting.add_argument_group(
         "filters", "each may be repeated: any of the values; of different filters all must hold"
@@ -219,6 +241,8 @@ def configure(options: argparse.Namespace) -> Config:
     if options.filter_file is not None:
         filters = replace(filters, file=options.filter_file)
     config = replace(config, filters=filters)
+    if options.user is not None:
+        config = replace(config, privileges=replace(config.privileges, user=options.user))
     if options.output:
         config = replace(config, outputs=tuple(options.output))
     elif options.command in ("watch", "replay"):
@@ -243,10 +267,15 @@ def _run(options: argparse.Namespace) -> int:
     kind, path = _source(options, config)
     node = os.environ.get("NODE_NAME") or socket.gethostname()
     local = kind == "ebpf"
+    identity = _identity(config, local=local)
     # The kernel first: what happens while the exporters are set up waits in the ring.
     capture, greeting = _capture(kind, path, node, config, ledger, options=options, redact=redact)
     try:
-        lines, deliveries = _sinks(config, options.color, ledger)
+        lines, deliveries, sends = _sinks(config, options.color, ledger)
+        # What can only be opened by root is open now, and no thread runs yet. From here on others' input is looked at.
+        _drop(config, identity, capture)
+        if sends:
+            deliveries.append(ExporterDelivery(os.environ, ledger, config.delivery))
         # Events that are not this host's, or not of now, say themselves what container they are of.
         metadata = _metadata(config, node, ledger) if local else None
     except BaseException:
@@ -414,10 +443,14 @@ def _capture(
     return TetragonCapture(tetragon, config, ledger, live=follow, redact=redact), what
 
 
-def _sinks(config: Config, colour: str, ledger: Ledger) -> tuple[list[LineOutput], list[Delivery]]:
-    """Where lines and records go. Raises UsageError, DeliveryError."""
+def _sinks(config: Config, colour: str, ledger: Ledger) -> tuple[list[LineOutput], list[Delivery], bool]:
+    """Where lines and records go, as far as it is files, and whether records are sent as well.
+
+    Raises UsageError, DeliveryError.
+    """
     lines: list[LineOutput] = []
     deliveries: list[Delivery] = []
+    sends = False
     for output in dict.fromkeys(config.outputs):
         name, colon, path = output.partition(":")
         target = Path(path) if path and path != "-" else None
@@ -426,13 +459,47 @@ def _sinks(config: Config, colour: str, ledger: Ledger) -> tuple[list[LineOutput
         if name != "otlp" and target is None and sys.stdout is None:
             raise UsageError(f"standard output is closed; name a file, as in -o {name}:FILE")
         if name == "otlp":
-            deliveries.append(ExporterDelivery(os.environ, ledger, config.delivery))
+            sends = True
         elif name == "otlp-json":
             deliveries.append(FileDelivery(target, ledger))
         else:
             render = _json(config) if name == "json" else _compact(colour, target, os.environ)
             lines.append(LineOutput(name, target, render, ledger))
-    return lines, deliveries
+    return lines, deliveries, sends
+
+
+def _identity(config: Config, *, local: bool) -> Identity | None:
+    """Whom to become. Raises PrivilegeError, EndpointError."""
+    if config.privileges.user is None:
+        return None
+    identity = find_user(config.privileges.user)
+    if local and config.containers.ask_runtime and (path := find_socket(config.containers, os.environ, Path("/"))):
+        identity, trouble = with_group_of_socket(identity, Path(path))
+        if trouble is not None:
+            _log.warning("%s", trouble)
+    return identity
+
+
+def _drop(config: Config, identity: Identity | None, capture: Capture) -> None:
+    """Become `identity`, with no more capabilities than are needed from now on. Raises PrivilegeError, SourceError."""
+    kernel = capture if isinstance(capture, KernelCapture) else None
+    if kernel is not None:
+        kernel.look()
+    if ALL in config.privileges.keep:
+        if identity is not None:
+            raise PrivilegeError(f"privileges.keep is [{ALL}], and another user would not have them: leave out one")
+        return
+    if identity is not None and config.delivery.spool_directory is not None:
+        give_spool(Path(config.delivery.spool_directory), identity)
+    keep = {name.removeprefix("CAP_") for name in config.privileges.keep}
+    if kernel is not None:
+        keep |= least(CANDIDATES, kernel.works)
+    dropped = drop(identity, keep)
+    missing = dropped.missing & {name.removeprefix("CAP_") for name in config.privileges.keep}
+    if missing:
+        _log.warning("privileges.keep names %s, which this process does not have", ", ".join(sorted(missing)))
+    names = ", ".join(sorted(dropped.capabilities)) or "none"
+    _log.info("from here on: user %d, groups %s, capabilities: %s", dropped.uid, os.getgroups(), names)
 
 
 def _json(config: Config) -> Callable[[Happening], bytes | None]:

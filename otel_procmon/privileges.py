@@ -255,12 +255,15 @@ def held() -> frozenset[str]:
 def least(candidates: Sequence[frozenset[str]], works: Callable[[], bool]) -> frozenset[str]:
     """The first of `candidates` with which, and no other capabilities, `works` is true; else the last.
 
-    Raises OSError.
+    Raises PrivilegeError.
     """
-    for candidate in candidates:
-        with only(candidate):
-            if works():
-                return candidate
+    try:
+        for candidate in candidates:
+            with only(candidate):
+                if works():
+                    return candidate
+    except OSError as error:
+        raise _forbidden(error) from error
     return candidates[-1]
 
 
@@ -292,14 +295,19 @@ def drop(identity: Identity | None, keep: Iterable[str]) -> Dropped:
         _drop(identity, keep)
         left = _get()
     except OSError as error:
-        raise PrivilegeError(
-            f"privileges cannot be dropped ({error.strerror}): a seccomp filter has to allow prctl, capset, setresuid, "
-            "setresgid and setgroups; or set privileges.keep to [all]"
-        ) from error
+        raise _forbidden(error) from error
     wanted = _mask(keep)
     if left[1] & ~wanted or (identity is not None and os.getresuid() != (identity.uid,) * 3):
         raise PrivilegeError("privileges were dropped, and yet are there; set privileges.keep to [all], and report it")
     return Dropped(os.geteuid(), _names(left[0]), frozenset(keep) - _names(left[0]))
+
+
+def _forbidden(error: OSError) -> PrivilegeError:
+    why = (error.strerror or str(error)).lower()
+    return PrivilegeError(
+        f"privileges cannot be dropped ({why}): a seccomp filter has to allow prctl, capget, capset, setgroups, "
+        "setresgid and setresuid; or set privileges.keep to [all]"
+    )
 
 
 def _drop(identity: Identity | None, keep: Iterable[str]) -> None:

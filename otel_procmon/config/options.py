@@ -98,6 +98,14 @@ class DeliveryOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PrivilegeOptions:
+    """What is left of the rights that the agent was started with, once it captures."""
+
+    user: str | None = None
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it. ``Config()`` is what an empty file says."""
 
@@ -111,3 +119,4 @@ class Config:
     redaction: RedactionOptions = field(default_factory=RedactionOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
     delivery: DeliveryOptions = field(default_factory=DeliveryOptions)
+    privileges: PrivilegeOptions = field(default_factory=PrivilegeOptions)

@@ -15,12 +15,14 @@ from otel_procmon.config.options import (
     DeliveryOptions,
     FilterOptions,
     LineageOptions,
+    PrivilegeOptions,
     RecordOptions,
     RedactionOptions,
     TraceOptions,
 )
 from otel_procmon.config.units import HOUR, KIB, MIB, MINUTE, MS, S
 from otel_procmon.config.values import (
+    CAPABILITY_NAMES,
     CONTAINER_IDS,
     DIRECTORY,
     FILE,
@@ -36,6 +38,7 @@ from otel_procmon.config.values import (
     SOURCE,
     SWITCH,
     TEXT,
+    USER,
     Kind,
     duration,
     size,
@@ -103,6 +106,13 @@ SECTIONS: Final = {
     ),
     "records": (RecordOptions, "What log records and spans say."),
     "delivery": (DeliveryOptions, "What cannot be sent at once (`otlp`) waits: in memory, then on disk."),
+    "privileges": (
+        PrivilegeOptions,
+        (
+            "What is left of the rights that the agent was started with, once the programs are loaded and the files "
+            "open: no capability that is not needed any more. See privileges.md."
+        ),
+    ),
 }
 
 OPTIONS: Final = (
@@ -330,5 +340,19 @@ OPTIONS: Final = (
         size(MIB, 1024 * 1024 * MIB),
         "How much of the disk it may take; beyond it the oldest goes first, and is counted. Files are compressed: a "
         "record of a full batch takes about 130 bytes, a batch 4 KiB at least. There are 262144 files at most.",
+    ),
+    Option(
+        "privileges",
+        "user",
+        USER,
+        "Whom to become, if the agent was started as root: the user's name, and perhaps a group, else the user's own. "
+        "The spool is given to the user. `null`: the agent stays who it is.",
+    ),
+    Option(
+        "privileges",
+        "keep",
+        CAPABILITY_NAMES,
+        "Capabilities to keep that nothing seems to need. `SYS_PTRACE` reads paths and directories of processes that "
+        "are found only later, after events were lost. `all`: nothing is given up.",
     ),
 )

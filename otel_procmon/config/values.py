@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import yaml
 
 from otel_procmon.config.units import HOUR, KIB, MIB, MINUTE, MS, S
+from otel_procmon.privileges import ALL, CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,6 +163,13 @@ def list_of(item: Callable[[yaml.Node], Any], may_be: str, *, least: int = 0) ->
     return Kind(may_be, read, lambda values: f"[{', '.join(map(str, values))}]")
 
 
+def _read_capability(node: yaml.Node) -> str:
+    text = _scalar(node, "str")
+    if text != ALL and text.removeprefix("CAP_") not in CAPABILITIES:
+        raise ValueError
+    return text
+
+
 def is_null(node: yaml.Node) -> bool:
     """Whether `node` is YAML's null, as an empty value is."""
     return isinstance(node, yaml.ScalarNode) and node.tag == f"{TAG}null"
@@ -186,4 +194,8 @@ CONTAINER_IDS: Final = list_of(_read_filled, "a list of texts such as ['3f0c9a1e
 REGEXES: Final = list_of(_read_text, "a list of regular expressions, such as ['^web-', '/sh$']")
 NUMBERS: Final = list_of(
     whole(0, UINT32_MAX).read, f"a list of whole numbers from 0 to {UINT32_MAX}, such as [0, 1000]"
+)
+USER: Final = Kind("NAME, NAME:GROUP or UID:GID in quotes, or null", _read_file, lambda value: value or "null")
+CAPABILITY_NAMES: Final = list_of(
+    _read_capability, "a list of capabilities such as [SYS_PTRACE], by their names in capabilities(7), or [all]"
 )

@@ -21,6 +21,7 @@ from otel_procmon.config import (
     DeliveryOptions,
     FilterOptions,
     LineageOptions,
+    PrivilegeOptions,
     RecordOptions,
     TraceOptions,
     pages,
@@ -167,6 +168,7 @@ records:
   cluster_name: prod
   cluster_uid: 218fc5a9-a5f1-4b54-aa05-46717d0ab26d
 delivery: {queue: 1MiB, in_flight: 64, spool_directory: ./spool, spool_max: 1024GiB}
+privileges: {user: "procmon:adm", keep: [SYS_PTRACE, CAP_BPF]}
 """
     assert read(content) == Config(
         source="tetragon:-",
@@ -195,6 +197,7 @@ delivery: {queue: 1MiB, in_flight: 64, spool_directory: ./spool, spool_max: 1024
             cluster_uid="218fc5a9-a5f1-4b54-aa05-46717d0ab26d",
         ),
         delivery=DeliveryOptions(2**20, 64, "./spool", 2**40),
+        privileges=PrivilegeOptions("procmon:adm", ("SYS_PTRACE", "CAP_BPF")),
     )
 
 
@@ -256,6 +259,9 @@ def test_commented_out_entries_and_aliases(read: Read) -> None:
             "delivery: {spool_directory: ' '}",
             "delivery.spool_directory is ' '; write the path of a directory, or null.",
         ),
+        ("privileges: {user: 1000}", "privileges.user is 1000; write NAME, NAME:GROUP or UID:GID in quotes, or null."),
+        ("privileges: {keep: [SYS_PTRACE, ROOT]}", "privileges.keep has 'ROOT'; write a list of capabilities"),
+        ("privileges: {keep: all}", "privileges.keep is 'all'; write a list of capabilities such as [SYS_PTRACE]"),
         ("delivery: {spool_max: 0}", "delivery.spool_max is 0; write a size from 1MiB to 1024GiB, with KiB"),
         ("delivery: {in_flight: 0}", "delivery.in_flight is 0; write a whole number from 1 to 64."),
         ("lineage: {max_images: !!python/object/apply:os.system [echo]}", "lineage.max_images is a list; write"),
