@@ -64,6 +64,7 @@ from otel_procmon.view.tetragon_json import tetragon_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from otel_procmon.config import DeliveryOptions
     from otel_procmon.containers.metadata import Metadata
     from otel_procmon.convert.records import Resource
     from otel_procmon.events import Event
@@ -250,13 +251,21 @@ def configure(options: argparse.Namespace) -> Config:
     if options.command == "replay":
         # It waits for the receiver rather than leave something for another time.
         return replace(config, delivery=replace(config.delivery, spool_directory=None))
-    if options.spool is None and os.geteuid() != 0 and config.delivery == Config().delivery:
-        # The place that it has by default is root's.
+    if options.spool is None and config.delivery == Config().delivery and not _has_place(config.delivery):
+        # The place that it has by default is root's, unless a service manager has made it this user's.
         config = replace(config, delivery=replace(config.delivery, spool_directory=None))
     if options.spool is not None:
         directory = None if options.spool == "none" else options.spool
         config = replace(config, delivery=replace(config.delivery, spool_directory=directory))
     return config if options.source is None else replace(config, source=options.source)
+
+
+def _has_place(delivery: DeliveryOptions) -> bool:
+    """Whether this user may have its spool where the configuration has it."""
+    if os.geteuid() == 0 or delivery.spool_directory is None:
+        return True
+    directory = Path(delivery.spool_directory)
+    return os.access(directory if directory.exists() else directory.parent, os.W_OK | os.X_OK)
 
 
 def _run(options: argparse.Namespace) -> int:
