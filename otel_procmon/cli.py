@@ -22,11 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import yaml
+
 from otel_procmon import __version__
 from otel_procmon.agent import Agent
 from otel_procmon.capture import Capture, KernelCapture, RecordingCapture, TetragonCapture
 from otel_procmon.config import Config, ConfigError, read_config
 from otel_procmon.containers.hold import Hold
+from otel_procmon.containers.kube_access import find_access
 from otel_procmon.containers.sources import EndpointError, find_socket, open_metadata
 from otel_procmon.convert.happenings import Converter
 from otel_procmon.convert.host import host_resource
@@ -41,12 +44,14 @@ from otel_procmon.outputs import LineOutput, Output, RecordOutput
 from otel_procmon.privileges import (
     ALL,
     CANDIDATES,
+    READERS,
     Identity,
     PrivilegeError,
     drop,
     find_user,
     give_spool,
     least,
+    unreadable,
     with_group_of_socket,
 )
 from otel_procmon.redact.filters import RedactionError, own_filters, read_redaction_filters
@@ -82,6 +87,9 @@ PASSWD: Final = Path("/etc/passwd")
 
 _SOURCES: Final = "ebpf, tetragon:PATH, tetragon:- or recording:PATH"
 _OUTPUTS: Final = "otlp, otlp-json[:PATH], json[:PATH] or compact[:PATH]"
+
+_OF_TLS: Final = ("_CERTIFICATE", "_CLIENT_KEY")
+"""Ends of names of variables that name files. They are read again when they have changed."""
 
 _log = logging.getLogger(PROG)
 
@@ -489,6 +497,14 @@ def _identity(config: Config, *, local: bool) -> Identity | None:
     return identity
 
 
+def _read_later(config: Config, environ: Mapping[str, str]) -> list[Path]:
+    """Files that are read again and again while the agent runs, as far as it is known by now which."""
+    access = find_access(environ, Path("/"), config.containers.kubeconfig) if config.containers.ask_kubernetes else None
+    files = [] if access is None or access.kubeconfig is None else access.kubeconfig.split(os.pathsep)
+    files += [value for name, value in environ.items() if name.startswith("OTEL_") and name.endswith(_OF_TLS) and value]
+    return [Path(file) for file in files]
+
+
 def _drop(config: Config, identity: Identity | None, capture: Capture) -> None:
     """Become `identity`, with no more capabilities than are needed from now on. Raises PrivilegeError, SourceError."""
     kernel = capture if isinstance(capture, KernelCapture) else None
@@ -500,11 +516,22 @@ def _drop(config: Config, identity: Identity | None, capture: Capture) -> None:
         return
     if identity is not None and config.delivery.spool_directory is not None:
         give_spool(Path(config.delivery.spool_directory), identity)
-    keep = {name.removeprefix("CAP_") for name in config.privileges.keep}
+    asked = {name.removeprefix("CAP_") for name in config.privileges.keep}
+    keep = set(asked)
     if kernel is not None:
         keep |= least(CANDIDATES, kernel.works)
+    modules = [Path(os.__file__), Path(yaml.__file__), Path(__file__)]
+    if identity is None:
+        # Root without rights may not look into another user's home, where a virtual environment may be.
+        files = [*modules, *_read_later(config, os.environ)]
+        keep |= least(READERS, lambda: not unreadable(files))
     dropped = drop(identity, keep)
-    missing = dropped.missing & {name.removeprefix("CAP_") for name in config.privileges.keep}
+    if secret := unreadable(modules):
+        raise PrivilegeError(
+            f"user {dropped.uid} may not read {secret[0]}, from where modules are imported: install otel-procmon, and "
+            "Python, where that user can read them, such as /opt, or let privileges.user name another"
+        )
+    missing = dropped.missing & asked
     if missing:
         _log.warning("privileges.keep names %s, which this process does not have", ", ".join(sorted(missing)))
     names = ", ".join(sorted(dropped.capabilities)) or "none"

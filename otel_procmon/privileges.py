@@ -81,6 +81,9 @@ Since Linux 5.19 (commit c8644cd0efe7) it takes nothing, whatever ``kernel.unpri
 that all of bpf(2) may take a capability. It is tried, not known by version.
 """
 
+READERS: Final[tuple[frozenset[str], ...]] = (frozenset(), frozenset({"DAC_READ_SEARCH"}))
+"""What reading files may take that are not this user's, the least first."""
+
 _VERSION_3: Final = 0x20080522
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_KEEPCAPS: Final = 8
@@ -265,6 +268,20 @@ def least(candidates: Sequence[frozenset[str]], works: Callable[[], bool]) -> fr
     except OSError as error:
         raise _forbidden(error) from error
     return candidates[-1]
+
+
+def unreadable(paths: Iterable[Path]) -> list[Path]:
+    """Those of `paths`, files or directories, that this thread may not read now. What is not there is none of them."""
+    # By trying: access(2) asks what the real user's permitted capabilities would allow.
+    found = []
+    for path in paths:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except PermissionError:  # noqa: PERF203 - there are a handful
+            found.append(path)
+        except (OSError, ValueError):
+            continue
+    return found
 
 
 @contextmanager
