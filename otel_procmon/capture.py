@@ -54,7 +54,7 @@ _LOOK_FOR_LOSSES_NS: Final = 1_000_000_000
 _SWEEP_AFTER_LOSSES_NS: Final = 5_000_000_000
 _SWEEPS_AFTER_LOSSES: Final = 2
 """As many as find an image gone whose exit was lost: until then it stays in the table, one of many after a storm."""
-_LAST_READS: Final = 1024
+_LAST_READS: Final = 32_768
 """More than any ring holds, at `READ_LIMIT` records each."""
 
 
