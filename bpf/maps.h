@@ -1,33 +1,18 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Configuration and maps: the ring, the counters, and the buffers in which execs are put together. */
+/*
+ * What is in the maps beside the ring and its counters: the buffers in which execs are put together, and the processes
+ * whose exit was told of. The maps themselves are declared where CO-RE and BCC differ.
+ */
 #ifndef PROCMON_MAPS_H
 #define PROCMON_MAPS_H
 
+#ifdef PROCMON_BCC
+#include <linux/types.h>
+#else
 #include "kernel.h"
-
-#include <bpf/bpf_helpers.h>
+#endif
 
 #include "procmon.h"
-
-const volatile struct procmon_config config = {
-	.wake_bytes = 1024 * 1024,
-	.args_max_bytes = PROCMON_ARGS_MAX,
-	.cpus = 1,
-	.exec_room_bytes = (__u64)-1,
-	.fork_room_bytes = (__u64)-1,
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 8 * 1024 * 1024);
-} ring SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct procmon_counters);
-} counters SEC(".maps");
 
 /*
  * A record with strings is put together here, because its length is only known at the end.
@@ -51,32 +36,16 @@ struct buffer {
 	char strings[PROCMON_PATHS_MAX + PROCMON_ARGS_MAX];
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	/* The loader sets BUFFERS_PER_CPU (2) times the number of possible CPUs. */
-	__uint(max_entries, BUFFERS_PER_CPU);
-	__type(key, __u32);
-	__type(value, struct buffer);
-} buffers SEC(".maps");
-
+/* A process whose exit was told of lately, on kernels where several threads may do so (last_thread()). */
 struct process_key {
 	__u64 start_ns;
 	__u64 pid;
 };
 
-/* Processes whose exit was told of lately, on kernels where several threads may do so (last_thread()). */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct process_key);
-	__type(value, __u32);
-} exits_told SEC(".maps");
-
-/* Keeps the types of the wire contract in the object's BTF, where the layout test looks for them. */
-const struct procmon_fork *unused_fork __attribute__((unused));
-const struct procmon_exit *unused_exit __attribute__((unused));
-const enum procmon_field *unused_field __attribute__((unused));
-const enum procmon_fact *unused_fact __attribute__((unused));
-const enum procmon_kind *unused_kind __attribute__((unused));
+#ifdef PROCMON_BCC
+#include "bcc.h"
+#else
+#include "core.h"
+#endif
 
 #endif

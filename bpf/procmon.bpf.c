@@ -7,17 +7,12 @@
  * with BTF from 5.10 on. `task` and what is reached from it by typed pointers is read directly; what a typed pointer
  * cannot express (container_of, arrays, lists) is read with the probe_read helpers.
  */
-#include "kernel.h"
+#include "maps.h"
 
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_tracing.h>
-
+#include "clock.h"
 #include "head.h"
-#include "procmon.h"
+#include "output.h"
 #include "strings.h"
-
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Most threads of a process that are looked at when it ends. */
 #define THREADS_MAX 256
@@ -54,11 +49,11 @@ static __always_inline struct buffer *take_buffer(void)
 
 	/* BUFFERS_PER_CPU tries, written out. */
 	key = cpu;
-	buffer = bpf_map_lookup_elem(&buffers, &key);
+	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
 	if (buffer && take(buffer))
 		return buffer;
 	key = cpu + config.cpus;
-	buffer = bpf_map_lookup_elem(&buffers, &key);
+	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
 	if (buffer && take(buffer))
 		return buffer;
 	return NULL;
@@ -80,14 +75,14 @@ static __always_inline bool names_a_descriptor(const char *path)
 static __always_inline void fill_exec(struct buffer *buffer, struct task_struct *task, struct linux_binprm *bprm)
 {
 	struct procmon_exec *exec = &buffer->exec;
-	struct mm_struct *mm = task->mm;
-	struct fs_struct *fs = task->fs;
-	const char *filename = bprm->filename, *interp = bprm->interp;
+	struct mm_struct *mm = FIELD(task, mm);
+	struct fs_struct *fs = FIELD(task, fs);
+	const char *filename = FIELD(bprm, filename), *interp = FIELD(bprm, interp);
 	struct file *exe_file;
 	__u32 start;
 
 	fill_task(&exec->task, task, PROCMON_EXEC);
-	exec->args_count = bprm->argc;
+	exec->args_count = FIELD(bprm, argc);
 	exec->args_kept_bytes = 0;
 	exec->reserved = 0;
 
@@ -120,8 +115,7 @@ static __always_inline void fill_exec(struct buffer *buffer, struct task_struct 
 	append_arguments(buffer, mm);
 }
 
-SEC("tp_btf/sched_process_exec")
-int BPF_PROG(on_exec, struct task_struct *task, pid_t old_pid, struct linux_binprm *bprm)
+static __always_inline int tell_exec(void *context, struct task_struct *task, struct linux_binprm *bprm)
 {
 	struct procmon_counters *counts = this_cpu_counters();
 	struct buffer *buffer;
@@ -130,7 +124,7 @@ int BPF_PROG(on_exec, struct task_struct *task, pid_t old_pid, struct linux_binp
 	if (!counts)
 		return 0;
 	count(&counts->made[PROCMON_EXEC]);
-	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > config.exec_room_bytes) {
+	if (!has_room(&config.exec_room_bytes)) {
 		count(&counts->lost_ring_full[PROCMON_EXEC]);
 		return 0;
 	}
@@ -143,40 +137,40 @@ int BPF_PROG(on_exec, struct task_struct *task, pid_t old_pid, struct linux_binp
 	bytes = buffer->end;
 	if (bytes > sizeof(buffer->strings))
 		bytes = sizeof(buffer->strings);
-	if (bpf_ringbuf_output(&ring, &buffer->exec, sizeof(buffer->exec) + bytes,
-			       wake_flags(buffer->exec.task.time_ns)))
+	if (!output(context, &buffer->exec, sizeof(buffer->exec) + bytes, buffer->exec.task.time_ns))
 		count(&counts->lost_ring_full[PROCMON_EXEC]);
 	see_clock(task, buffer->exec.task.time_ns);
 	release(buffer);
 	return 0;
 }
 
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+static __always_inline int tell_fork(void *context, struct task_struct *parent, struct task_struct *child)
 {
 	struct procmon_counters *counts;
 	struct procmon_fork *fork;
+	PLACE(struct procmon_fork, place);
 
 	/* A thread, or the kernel's own. */
-	if (child->pid != child->tgid || child->flags & PF_KTHREAD)
+	if (FIELD(child, pid) != FIELD(child, tgid) || FIELD(child, flags) & PF_KTHREAD)
 		return 0;
 	counts = this_cpu_counters();
 	if (!counts)
 		return 0;
 	count(&counts->made[PROCMON_FORK]);
-	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > config.fork_room_bytes)
+	if (!has_room(&config.fork_room_bytes))
 		fork = NULL;
 	else
-		fork = bpf_ringbuf_reserve(&ring, sizeof(*fork), 0);
+		fork = reserve(&place, sizeof(*fork));
 	if (!fork) {
 		count(&counts->lost_ring_full[PROCMON_FORK]);
 		return 0;
 	}
 	fill_task(&fork->task, child, PROCMON_FORK);
-	if (child->mm == parent->mm)
+	if (FIELD(child, mm) == FIELD(parent, mm))
 		fork->task.facts |= PROCMON_FACT_VFORK;
 	see_clock(parent, fork->task.time_ns);
-	bpf_ringbuf_submit(fork, wake_flags(fork->task.time_ns));
+	if (!submit(context, fork, sizeof(*fork), fork->task.time_ns))
+		count(&counts->lost_ring_full[PROCMON_FORK]);
 	return 0;
 }
 
@@ -199,12 +193,12 @@ static __always_inline struct task_struct *thread_of(struct list_head *node)
  */
 static __always_inline bool last_thread(struct task_struct *task)
 {
-	struct signal_struct *signal = task->signal;
+	struct signal_struct *signal = FIELD(task, signal);
 	struct list_head *head = (void *)signal + bpf_core_field_offset(struct signal_struct, thread_head);
 	struct list_head *node;
 	int i;
 
-	if (signal->live.counter != 0)
+	if (FIELD(signal, live.counter) != 0)
 		return false;
 	node = BPF_CORE_READ(signal, thread_head.next);
 	for (i = 0; i < THREADS_MAX; i++) {
@@ -220,12 +214,15 @@ static __always_inline bool last_thread(struct task_struct *task)
 /* Of the threads that all take themselves for the last of their process, exactly one gets true. */
 static __always_inline bool first_to_tell(struct task_struct *task)
 {
-	struct process_key key = { .start_ns = task->group_leader->start_boottime, .pid = task->tgid };
+	struct process_key key = {
+		.start_ns = FIELD(FIELD(task, group_leader), start_boottime),
+		.pid = FIELD(task, tgid),
+	};
 	__u32 one = 1;
 	int error;
 
 	/* An int: only its lower half holds before 6.4, d7ba4cc900bf ("bpf: return long from bpf_map_ops funcs"). */
-	error = bpf_map_update_elem(&exits_told, &key, &one, BPF_NOEXIST);
+	error = bpf_map_update_elem(MAP(exits_told), &key, &one, BPF_NOEXIST);
 	/* Should it not be told apart for another reason: better twice than never. The lineage drops the second. */
 	return error != -EEXIST;
 }
@@ -235,16 +232,16 @@ static __always_inline void sum_usage(struct procmon_exit *exit, struct signal_s
 {
 	struct list_head *head = (void *)signal + bpf_core_field_offset(struct signal_struct, thread_head);
 	struct list_head *node = BPF_CORE_READ(signal, thread_head.next);
-	bool io = bpf_core_field_exists(struct task_io_accounting, rchar);
+	bool io = HAS_IO;
 	struct task_struct *thread;
 	int i;
 
-	exit->utime_ns = signal->utime;
-	exit->stime_ns = signal->stime;
-	exit->runtime_ns = signal->sum_sched_runtime;
+	exit->utime_ns = FIELD(signal, utime);
+	exit->stime_ns = FIELD(signal, stime);
+	exit->runtime_ns = FIELD(signal, sum_sched_runtime);
 	if (io) {
-		exit->read_bytes = signal->ioac.rchar;
-		exit->written_bytes = signal->ioac.wchar;
+		exit->read_bytes = FIELD_IO(signal, rchar);
+		exit->written_bytes = FIELD_IO(signal, wchar);
 	}
 	for (i = 0; i < THREADS_MAX; i++) {
 		if (!node || node == head)
@@ -254,8 +251,8 @@ static __always_inline void sum_usage(struct procmon_exit *exit, struct signal_s
 		exit->stime_ns += BPF_CORE_READ(thread, stime);
 		exit->runtime_ns += BPF_CORE_READ(thread, se.sum_exec_runtime);
 		if (io) {
-			exit->read_bytes += BPF_CORE_READ(thread, ioac.rchar);
-			exit->written_bytes += BPF_CORE_READ(thread, ioac.wchar);
+			exit->read_bytes += BPF_CORE_READ_IO(thread, rchar);
+			exit->written_bytes += BPF_CORE_READ_IO(thread, wchar);
 		}
 		node = BPF_CORE_READ(node, next);
 	}
@@ -274,13 +271,13 @@ static __always_inline __u32 stats_sequence(struct signal_struct *signal)
 
 static __always_inline void fill_usage(struct procmon_exit *exit, struct task_struct *task)
 {
-	struct signal_struct *signal = task->signal;
+	struct signal_struct *signal = FIELD(task, signal);
 	__u32 sequence;
 
-	exit->max_rss_pages = signal->maxrss;
+	exit->max_rss_pages = FIELD(signal, maxrss);
 	exit->read_bytes = 0;
 	exit->written_bytes = 0;
-	if (!bpf_core_field_exists(struct task_io_accounting, rchar))
+	if (!HAS_IO)
 		exit->task.unread |= PROCMON_FIELD_USAGE_IO;
 	/* kernel/exit.c, __exit_signal(): a thread goes from the list into the sums under this lock. */
 	sequence = stats_sequence(signal);
@@ -294,26 +291,18 @@ static __always_inline void fill_usage(struct procmon_exit *exit, struct task_st
 		exit->task.cut |= PROCMON_FIELD_USAGE_CPU | PROCMON_FIELD_USAGE_IO;
 }
 
-SEC("tp_btf/sched_process_exit")
-int BPF_PROG(on_exit, struct task_struct *task, bool group_dead)
+static __always_inline int tell_exit(void *context, struct task_struct *task)
 {
-	struct signal_struct *signal = task->signal;
+	struct signal_struct *signal = FIELD(task, signal);
 	struct procmon_counters *counts;
 	struct procmon_exit *exit;
+	PLACE(struct procmon_exit, place);
 
-	if (task->flags & PF_KTHREAD)
-		return 0;
-	if (bpf_core_type_exists(btf_trace_sched_process_exit)) {
-		if (!group_dead)
-			return 0;
-	} else if (!last_thread(task) || !first_to_tell(task)) {
-		return 0;
-	}
 	counts = this_cpu_counters();
 	if (!counts)
 		return 0;
 	count(&counts->made[PROCMON_EXIT]);
-	exit = bpf_ringbuf_reserve(&ring, sizeof(*exit), 0);
+	exit = reserve(&place, sizeof(*exit));
 	if (!exit) {
 		count(&counts->lost_ring_full[PROCMON_EXIT]);
 		return 0;
@@ -321,34 +310,29 @@ int BPF_PROG(on_exit, struct task_struct *task, bool group_dead)
 	fill_task(&exit->task, task, PROCMON_EXIT);
 	exit->reserved = 0;
 	/* kernel/exit.c, wait_task_zombie(): the group's code if the group was told to exit, else the leader's. */
-	if (signal->flags & SIGNAL_GROUP_EXIT)
-		exit->wait_status = signal->group_exit_code;
+	if (FIELD(signal, flags) & SIGNAL_GROUP_EXIT)
+		exit->wait_status = FIELD(signal, group_exit_code);
 	else
-		exit->wait_status = task->group_leader->exit_code;
-	if (signal->oom_mm)
+		exit->wait_status = FIELD(FIELD(task, group_leader), exit_code);
+	if (FIELD(signal, oom_mm))
 		exit->task.facts |= PROCMON_FACT_OOM_VICTIM;
 	fill_usage(exit, task);
 	see_clock(task, exit->task.time_ns);
 	exit->runtime_ns += running_ns(task, exit->task.time_ns);
-	bpf_ringbuf_submit(exit, wake_flags(exit->task.time_ns));
+	if (!submit(context, exit, sizeof(*exit), exit->task.time_ns))
+		count(&counts->lost_ring_full[PROCMON_EXIT]);
 	return 0;
 }
 
-SEC("iter/task")
-int on_task(struct bpf_iter__task *context)
+/* Is it a process that runs? Else it is a thread, or of the process only the zombie is left. */
+static __always_inline bool runs(struct task_struct *task)
 {
-	struct seq_file *seq = context->meta->seq;
-	struct task_struct *task = context->task;
-	struct buffer *buffer;
-	__u32 bytes;
+	return FIELD(task, pid) == FIELD(task, tgid) && FIELD(FIELD(task, signal), live.counter) != 0;
+}
 
-	/* Threads, and processes of which only the zombie is left. */
-	if (!task || task->pid != task->tgid || task->signal->live.counter == 0)
-		return 0;
-	buffer = take_buffer();
-	/* read(2) then gives EAGAIN, or what there is so far: the reader tries again, and this task comes again. */
-	if (!buffer)
-		return 1;
+/* Puts the record of a process that runs together. Returns the length of its strings. */
+static __always_inline __u32 fill_running(struct buffer *buffer, struct task_struct *task)
+{
 	fill_task(&buffer->exec.task, task, PROCMON_TASK);
 	buffer->exec.args_bytes = 0;
 	buffer->exec.args_count = 0;
@@ -359,10 +343,12 @@ int on_task(struct bpf_iter__task *context)
 	buffer->exec.args_kept_bytes = 0;
 	buffer->exec.reserved = 0;
 	append_cgroup(buffer, task);
-	bytes = buffer->end;
-	buffer->exec.cgroup_bytes = bytes;
-	if (bytes <= PROCMON_PATHS_MAX)
-		bpf_seq_write(seq, &buffer->exec, sizeof(buffer->exec) + bytes);
-	release(buffer);
-	return 0;
+	buffer->exec.cgroup_bytes = buffer->end;
+	return buffer->exec.cgroup_bytes;
 }
+
+#ifdef PROCMON_BCC
+#include "bcc_programs.h"
+#else
+#include "core_programs.h"
+#endif

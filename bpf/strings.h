@@ -3,8 +3,6 @@
 #ifndef PROCMON_STRINGS_H
 #define PROCMON_STRINGS_H
 
-#include <bpf/bpf_core_read.h>
-
 #include "maps.h"
 
 /* Longest walk of a path. */
@@ -91,17 +89,18 @@ static __always_inline int cgroup_rank(struct cgroup *cgroup)
 {
 	char name[CONTAINER_ID_BYTES + 1];
 
-	if (!cgroup->level)
+	if (!FIELD(cgroup, level))
 		return 0;
-	return bpf_probe_read_kernel_str(name, sizeof(name), cgroup->kn->name) == sizeof(name) ? 1000 + cgroup->level :
-												 cgroup->level;
+	if (bpf_probe_read_kernel_str(name, sizeof(name), FIELD(FIELD(cgroup, kn), name)) == sizeof(name))
+		return 1000 + FIELD(cgroup, level);
+	return FIELD(cgroup, level);
 }
 
 /* Takes the cgroup in the hierarchy of `subsystem` if that is one of v1 and it ranks higher. */
 #define TRY_V1(subsystem)                                                                               \
 	if (bpf_core_enum_value_exists(enum cgroup_subsys_id, subsystem)) {                             \
-		candidate = set->subsys[bpf_core_enum_value(enum cgroup_subsys_id, subsystem)]->cgroup; \
-		if (candidate->root != unified->root && candidate->level) {                             \
+		candidate = FIELD(FIELD(set, subsys[bpf_core_enum_value(enum cgroup_subsys_id, subsystem)]), cgroup); \
+		if (FIELD(candidate, root) != FIELD(unified, root) && FIELD(candidate, level)) {                             \
 			if (rank < 0)                                                                   \
 				rank = cgroup_rank(unified);                                            \
 			candidate_rank = cgroup_rank(candidate);                                        \
@@ -121,8 +120,8 @@ static __always_inline int cgroup_rank(struct cgroup *cgroup)
 static __always_inline void append_cgroup(struct buffer *buffer, struct task_struct *task)
 {
 	struct procmon_task *head = &buffer->exec.task;
-	struct css_set *set = task->cgroups;
-	struct cgroup *unified = set->dfl_cgrp, *cgroup = unified, *candidate;
+	struct css_set *set = FIELD(task, cgroups);
+	struct cgroup *unified = FIELD(set, dfl_cgrp), *cgroup = unified, *candidate;
 	struct kernfs_node *node, *parent;
 	int i, rank = -1, candidate_rank;
 	__u32 end;
@@ -134,23 +133,20 @@ static __always_inline void append_cgroup(struct buffer *buffer, struct task_str
 	TRY_V1(devices_cgrp_id)
 	TRY_V1(freezer_cgrp_id)
 
-	node = cgroup->kn;
+	node = FIELD(cgroup, kn);
 	if (!node) {
 		head->unread |= PROCMON_FIELD_CGROUP;
 		return;
 	}
-	head->cgroup_id = node->id;
+	head->cgroup_id = FIELD(node, id);
 	for (i = 0; i < CGROUP_LEVELS_MAX; i++) {
-		if (bpf_core_field_exists(node->parent))
-			parent = node->parent;
-		else
-			parent = ((struct kernfs_node___rcu *)node)->__parent;
+		parent = kernfs_parent(node);
 		if (!parent)
 			return;
 		end = buffer->end;
 		if (end > PROCMON_PATHS_MAX - NAME_BYTES)
 			break;
-		length = bpf_probe_read_kernel_str(&buffer->strings[end], NAME_BYTES, node->name);
+		length = bpf_probe_read_kernel_str(&buffer->strings[end], NAME_BYTES, FIELD(node, name));
 		if (length <= 0 || length > NAME_BYTES) {
 			head->unread |= PROCMON_FIELD_CGROUP;
 			return;
@@ -184,8 +180,8 @@ static __always_inline void append_string(struct buffer *buffer, const char *str
 static __always_inline void append_arguments(struct buffer *buffer, struct mm_struct *mm)
 {
 	struct procmon_exec *exec = &buffer->exec;
-	unsigned long from = mm->arg_start;
-	__u64 bytes = mm->arg_end - from;
+	unsigned long from = FIELD(mm, arg_start);
+	__u64 bytes = FIELD(mm, arg_end) - from;
 	__u64 in_page = 4096 - (from & 4095);
 	__u32 end = buffer->end;
 
