@@ -310,15 +310,18 @@ class Spool:
     def _find_one(self, item: os.DirEntry[str], found: list[_File]) -> bool:
         """Whether it is the spool's."""
         match = _NAME.fullmatch(item.name)
+        if match is None:
+            return False
+        # Also where it is no file: a new one could not take the place of, say, a directory.
+        self._next = max(self._next, int(match[1]) + 1)
         try:
-            if match is None or not item.is_file(follow_symlinks=False):
+            if not item.is_file(follow_symlinks=False):
                 return False
             length = item.stat(follow_symlinks=False).st_size
         except OSError:
             return False
         signal: Signal = "logs" if match[2] == "logs" else "traces"
         file = _File(int(match[1]), signal, int(match[3]), _on_disk(length))
-        self._next = max(self._next, file.sequence + 1)
         if match[4]:
             self._aside.append((item.name, file.size))
             self._aside_size += file.size
@@ -570,6 +573,8 @@ def _unpacked(file: _File, whole: bytes) -> Batch:
         raise _UnreadableError("is damaged: its checksum is wrong")
     if (signal, records) != (_SIGNALS[file.signal], file.records):
         raise _UnreadableError("has another batch's name")
+    if body_bytes > _MOST_BODY_BYTES:
+        raise _UnreadableError(f"says that {body_bytes} bytes are in it, which cannot be")
     unpacking = zlib.decompressobj()
     try:
         body = unpacking.decompress(content, body_bytes + 1)

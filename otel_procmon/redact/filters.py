@@ -108,7 +108,8 @@ def _filter(entry: Any, place: str) -> RedactionFilter:
             if inner is None or set(inner) - {"binary_regex"}:
                 # To leave a condition out would redact more than was meant; to guess one, less.
                 raise RedactionError(f"{place}: match may have binary_regex only, as Tetragon's filters do by now.")
-            fields["binary_regex"] = [*(fields.get("binary_regex") or ()), *(inner.get("binary_regex") or ())]
+            more = _texts(inner.get("binary_regex"), f"{place}, binary_regex of match")
+            fields["binary_regex"] = [*_texts(fields.get("binary_regex"), f"{place}, binary_regex"), *more]
     if unknown := sorted(set(fields) - {"redact", "binary_regex"}):
         raise RedactionError(f"{place} has an unknown field {unknown[0]!r}: only redact and binary_regex are.")
     binaries = _texts(fields.get("binary_regex"), f"{place}, binary_regex")

@@ -415,6 +415,23 @@ def test_what_is_not_the_spools_is_left_alone(
     ]
 
 
+def test_a_directory_where_the_next_batch_would_be(open_spool: Open, directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    (directory / f"{1:016d}.logs.3").mkdir()
+    spool = open_spool()
+    assert spool.append(logs(1))
+    assert spool.take("logs") is not None
+
+
+def test_a_file_that_says_it_has_more_in_it_than_there_may_be() -> None:
+    """Its checksum is right, and four gigabytes of zeros are small when compressed."""
+    content = zlib.compress(bytes(1 << 20))
+    start = module._START.pack(b"procmon\n", 1, module._SIGNALS["logs"], 0, 3, len(content), 2**32 - 1)
+    whole = start + module._CRC.pack(zlib.crc32(content, zlib.crc32(start))) + content
+    with pytest.raises(module._UnreadableError, match="says that 4294967295 bytes are in it, which cannot be"):
+        module._unpacked(module._File(1, "logs", 3, BLOCK), whole)
+
+
 def test_an_unfinished_file_goes(open_spool: Open, directory: Path, ledger: Ledger) -> None:
     directory.mkdir(mode=0o700)
     (directory / "unfinished").write_bytes(GOOD[:40])

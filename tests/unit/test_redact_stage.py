@@ -286,6 +286,9 @@ def test_tetragons_filters(tmp_path: Path) -> None:
         ('{"redact": ["(x)"], "pod_regex": ["a"]}', "unknown field 'pod_regex'"),
         ('{"match": {"namespace": ["a"]}, "redact": ["(x)"]}', "match may have binary_regex only"),
         ('{"redact": ["(x)"]} {"redact": ["(?=x)"]}', "filter 2"),
+        ('{"match": {"binary_regex": 5}, "redact": ["(x)"]}', "binary_regex of match must be a list"),
+        ('{"match": {"binary_regex": {"a": 1}}, "redact": ["(x)"]}', "binary_regex of match must be a list"),
+        ('{"match": {"binary_regex": ["a"]}, "binary_regex": "b", "redact": ["(x)"]}', "binary_regex must be a list"),
     ],
 )
 def test_filters_that_cannot_work_are_errors_at_the_start(
