@@ -34,6 +34,9 @@ struct mount {
 	struct vfsmount mnt;
 };
 
+/* BCC's headers say that it returns an int; then the verifier could not follow how its result is checked. */
+#define bpf_probe_read_kernel_str ((long (*)(void *, __u32, const void *))BPF_FUNC_probe_read_kernel_str)
+
 /* The comma takes away a field's `const`, which a local variable must not have. */
 #define FIELD(pointer, field)                                                           \
 	({                                                                             \

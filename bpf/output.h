@@ -13,10 +13,7 @@
 /* Room for a record of known length on the stack. */
 #define PLACE(type, name) type name = {}
 
-static __always_inline bool has_room(const volatile __u64 *room_bytes)
-{
-	return true;
-}
+#define HAS_ROOM(bytes) true
 
 static __always_inline void *reserve(void *place, __u64 size)
 {
@@ -59,11 +56,8 @@ static __always_inline __u64 wake_flags(__u64 now_ns)
 	return BPF_RB_FORCE_WAKEUP;
 }
 
-/* Whether no more than `room_bytes` wait. */
-static __always_inline bool has_room(const volatile __u64 *room_bytes)
-{
-	return bpf_ringbuf_query(MAP(ring), BPF_RB_AVAIL_DATA) <= *room_bytes;
-}
+/* Whether no more than `bytes` wait. */
+#define HAS_ROOM(bytes) (bpf_ringbuf_query(MAP(ring), BPF_RB_AVAIL_DATA) <= (bytes))
 
 /* Room for a record of `size` bytes; NULL if there is none. */
 static __always_inline void *reserve(void *place, __u64 size)

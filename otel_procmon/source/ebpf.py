@@ -1,4 +1,4 @@
-"""The kernel as a source: loads the BPF program, and reads its records.
+"""The kernel as a source, by CO-RE: loads the compiled BPF object, and reads its records.
 
 What can go wrong when it starts becomes one sentence with the cause and the remedy (`SourceError`); what libbpf and the
 verifier had to say is in `EbpfSource.messages`.
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_procmon.source.errors import SourceError
 from otel_procmon.source.libbpf import BpfError, BpfObject, LibbpfMissingError, Library
-from otel_procmon.source.procfs import read_strings
+from otel_procmon.source.procfs import complete
 from otel_procmon.source.ring import RingReader
-from otel_procmon.wire import EXEC_STRUCT, Field, Head, Kind, pack_task, read_head, split_tasks
+from otel_procmon.wire import Kind, split_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,15 +53,16 @@ What is seen only later is in the snapshot, or its event tells all that is neede
 """
 _ITERATOR: Final = "on_task"
 _MAPS: Final = ("ring", "counters")
-_EXEC_ROOM: Final = 7 / 8
-_FORK_ROOM: Final = 15 / 16
+EXEC_ROOM: Final = 7 / 8
+FORK_ROOM: Final = 15 / 16
 """Of the ring. The last eighth is for forks and exits, the last sixteenth for exits alone."""
 READ_LIMIT: Final = 64
-"""Records taken at one go. So few go through all stages before they leave the processor's cache: with 2,048, a burst cost
-a fifth more for each process, and 5 MiB."""
+"""Records taken at one go. So few go through all stages before they leave the processor's cache: with 2,048, a burst
+cost a fifth more for each process, and 5 MiB."""
 
 _CONFIG: Final = struct.Struct("<" + "".join(format_ for _, format_ in CONFIG))
 _COUNTERS: Final = struct.Struct("<" + "".join(format_ for _, format_ in COUNTERS))
+COUNTERS_BYTES: Final = _COUNTERS.size
 
 
 class KindCounts(NamedTuple):
@@ -71,6 +72,26 @@ class KindCounts(NamedTuple):
     """How many were due."""
     lost_ring_full: int
     lost_no_buffer: int
+
+
+def open_library() -> Library:
+    """Libbpf. Raises `SourceError`, also where the programs cannot run whoever loads them."""
+    if sys.byteorder != "little":
+        raise SourceError("The BPF program is built for little-endian machines only, and this is not one.")
+    try:
+        return Library()
+    except LibbpfMissingError as error:
+        raise SourceError(
+            f"libbpf 1.0 or newer is missing ({error}): on Debian and Ubuntu, apt-get install libbpf1."
+        ) from error
+
+
+def sum_counters(values: list[bytes]) -> dict[Kind, KindCounts]:
+    """The counters of all CPUs, each as ``struct procmon_counters``, by kind."""
+    columns = zip(*map(_COUNTERS.unpack, values), strict=True)
+    sums = [sum(column) for column in columns]
+    kinds = len(sums) // len(COUNTERS)
+    return {kind: KindCounts(*sums[kind::kinds]) for kind in (Kind.FORK, Kind.EXEC, Kind.EXIT)}
 
 
 def object_bytes() -> bytes:
@@ -110,14 +131,7 @@ class EbpfSource:
 
     def open(self) -> None:
         """Load and attach. Raises `SourceError`."""
-        if sys.byteorder != "little":
-            raise SourceError("The BPF program is built for little-endian machines only, and this is not one.")
-        try:
-            self._library = Library()
-        except LibbpfMissingError as error:
-            raise SourceError(
-                f"libbpf 1.0 or newer is missing ({error}): on Debian and Ubuntu, apt-get install libbpf1."
-            ) from error
+        self._library = open_library()
         if not BTF.exists():
             raise SourceError(
                 f"This kernel gives no type information ({BTF} is missing): boot one that was built with "
@@ -128,7 +142,7 @@ class EbpfSource:
         except BpfError as error:
             messages = self.messages
             self.close()
-            raise SourceError(_sentence(error, messages)) from error
+            raise SourceError(sentence(error, messages)) from error
 
     def _load(self, library: Library) -> None:
         cpus = library.possible_cpus()
@@ -138,8 +152,8 @@ class EbpfSource:
             int(ring_bytes * self._capture.wake_fraction),
             self._capture.arguments_max_bytes,
             cpus,
-            int(ring_bytes * _EXEC_ROOM),
-            int(ring_bytes * _FORK_ROOM),
+            int(ring_bytes * EXEC_ROOM),
+            int(ring_bytes * FORK_ROOM),
         )
         folder = None
         if self._pins is not None:
@@ -223,24 +237,7 @@ class EbpfSource:
         The strings that only ``/proc`` has are read for those that `is_known` does not know. A process that runs
         another program by the time they are read is marked as unread, for they may be the other program's.
         """
-        records = self._iterate()
-        heads = [read_head(record) for record in records]
-        told = [
-            None
-            if is_known(record)
-            else read_strings(self._proc, head, record[EXEC_STRUCT.size :], self._capture.arguments_max_bytes)
-            for record, head in zip(records, heads, strict=True)
-        ]
-        unchanged = {_image(read_head(record)) for record in self._iterate()}
-        for index, (head, found) in enumerate(zip(heads, told, strict=True)):
-            if found is None:
-                continue
-            now, strings, args_count = found
-            if _image(head) not in unchanged:
-                now = head._replace(unread=int(head.unread | Field.FILENAME | Field.CWD | Field.ARGS))
-                strings, args_count = strings._replace(filename=b"", cwd=b"", args=b""), 0
-            records[index] = pack_task(now, strings, len(strings.args), args_count)
-        return records
+        return complete(self._iterate, is_known, self._proc, self._capture.arguments_max_bytes)
 
     def _iterate(self) -> list[bytes]:
         assert self._object is not None
@@ -252,10 +249,7 @@ class EbpfSource:
     def counts(self) -> dict[Kind, KindCounts]:
         """What the kernel side counted, by kind: exact at any time, with no record needed to tell of a loss."""
         if self._library is not None and self._fds:
-            values = [_COUNTERS.unpack(value) for value in self._library.per_cpu(self._fds["counters"], _COUNTERS.size)]
-            kinds = len(values[0]) // len(COUNTERS)
-            sums = [sum(column) for column in zip(*values, strict=True)]
-            self._counts = {kind: KindCounts(*sums[kind::kinds]) for kind in (Kind.FORK, Kind.EXEC, Kind.EXIT)}
+            self._counts = sum_counters(self._library.per_cpu(self._fds["counters"], COUNTERS_BYTES))
             self._misses = sum(self._library.recursion_misses(self._fds[program]) for program in _PROGRAMS)
         return self._counts
 
@@ -283,11 +277,7 @@ class EbpfSource:
             self._pins.close()
 
 
-def _image(head: Head) -> tuple[int, int, int]:
-    return head.pid, head.start_ns, head.generation
-
-
-def _sentence(error: BpfError, messages: list[str]) -> str:
+def sentence(error: BpfError, messages: list[str]) -> str:
     """What is wrong and what to do, from the errno and what is known of this host."""
     if error.errno in (errno.EPERM, errno.EACCES):
         if os.geteuid() != 0:
@@ -304,7 +294,7 @@ def _sentence(error: BpfError, messages: list[str]) -> str:
                 f"The kernel does not allow BPF programs here ({error.strerror}): in a container, add the "
                 "capabilities BPF, PERFMON and SYS_RESOURCE, or run it privileged."
             )
-    if error.what == "bpf_object__load":
+    if error.what in ("bpf_object__load", "bpf_prog_load"):
         return (
             f"This kernel does not take the BPF program ({os.strerror(error.errno or 0)}; {_kernel()}): Linux 5.10 or "
             "newer is needed; otel-procmon doctor --verbose shows what its verifier says."

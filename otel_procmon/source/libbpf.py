@@ -1,4 +1,4 @@
-"""The parts of the system's libbpf that the loader needs, by ctypes: objects, maps, programs, links, pins.
+"""The parts of the system's libbpf that the loaders need, by ctypes: objects, maps, programs, links, pins, perf buffers.
 
 libbpf 1.0 or newer (``libbpf.so.1``: Debian 12, Ubuntu 24.04, Fedora 38 and later). Since 1.0 a function that returns a
 pointer answers NULL and sets ``errno``, and one that returns an int answers the negative errno; here both become
@@ -22,6 +22,11 @@ _MESSAGES_MAX = 2000
 """libbpf's messages kept, one each; a verifier log comes as one message."""
 
 _PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+PERF_EVENT = CFUNCTYPE(c_int, c_void_p, c_int, c_void_p)
+"""``perf_buffer_event_fn``: takes a context, a CPU and a perf record."""
+_LOG_BYTES = 1 << 23
+_RAW_TRACEPOINT = 17
+"""``BPF_PROG_TYPE_RAW_TRACEPOINT``."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -35,6 +40,47 @@ class BpfError(OSError):
     def __init__(self, number: int, what: str) -> None:
         super().__init__(number, f"{what}: {os.strerror(number)}")
         self.what = what
+
+
+class _LoadOptions(ctypes.Structure):
+    """``struct bpf_prog_load_opts`` of libbpf 1.0, up to what is used."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("attempts", c_int),
+        ("expected_attach_type", c_int),
+        ("numbers", c_uint32 * 7),
+        ("fd_array", c_void_p),
+        ("func_info", c_void_p),
+        ("func_info_sizes", c_uint32 * 2),
+        ("line_info", c_void_p),
+        ("line_info_sizes", c_uint32 * 2),
+        ("log_level", c_uint32),
+        ("log_size", c_uint32),
+        ("log_buf", c_void_p),
+    )
+
+
+class _RunOptions(ctypes.Structure):
+    """``struct bpf_test_run_opts`` of libbpf 1.0."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("data_in", c_void_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    )
 
 
 class Library:
@@ -56,6 +102,7 @@ class Library:
             "bpf_map__initial_value": [c_void_p, POINTER(c_size_t)],
             "bpf_program__attach": [c_void_p],
             "bpf_program__attach_iter": [c_void_p, c_void_p],
+            "perf_buffer__new_raw": [c_int, c_size_t, c_void_p, PERF_EVENT, c_void_p, c_void_p],
         }
         integers: dict[str, list[type]] = {
             "bpf_object__load": [c_void_p],
@@ -72,9 +119,18 @@ class Library:
             "bpf_obj_get": [c_char_p],
             "bpf_program__set_autoload": [c_void_p, c_bool],
             "libbpf_num_possible_cpus": [],
+            "bpf_map_create": [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p],
+            "bpf_prog_load": [c_int, c_char_p, c_char_p, c_char_p, c_size_t, POINTER(_LoadOptions)],
+            "bpf_raw_tracepoint_open": [c_char_p, c_int],
+            "bpf_prog_test_run_opts": [c_int, POINTER(_RunOptions)],
+            "perf_buffer__epoll_fd": [c_void_p],
+            "perf_buffer__consume": [c_void_p],
+            "perf_buffer__buffer_cnt": [c_void_p],
+            "perf_buffer__buffer": [c_void_p, c_int, POINTER(c_void_p), POINTER(c_size_t)],
         }
         nothing: dict[str, list[type]] = {
             "bpf_object__close": [c_void_p],
+            "perf_buffer__free": [c_void_p],
         }
         for restype, functions in ((c_void_p, pointers), (c_int, integers), (None, nothing)):
             for name, argtypes in functions.items():
@@ -130,6 +186,44 @@ class Library:
         key = c_uint32(0)
         self.integer("bpf_map_lookup_elem", map_fd, byref(key), values)
         return [values.raw[cpu * value_size : (cpu + 1) * value_size] for cpu in range(cpus)]
+
+    def create_map(self, kind: int, name: str, key_bytes: int, value_bytes: int, entries: int) -> int:
+        """A file descriptor of a new map of this ``enum bpf_map_type``."""
+        return self.integer("bpf_map_create", kind, name.encode(), key_bytes, value_bytes, entries, None)
+
+    def value(self, map_fd: int, size: int) -> bytes:
+        """The value of key 0 of an array, of `size` bytes."""
+        value = ctypes.create_string_buffer(size)
+        key = c_uint32(0)
+        self.integer("bpf_map_lookup_elem", map_fd, byref(key), value)
+        return value.raw
+
+    def load_raw_tracepoint(self, name: str, licence: str, instructions: bytes) -> int:
+        """A file descriptor of a program of this type. What the verifier says to one that it refuses is kept."""
+        arguments = (_RAW_TRACEPOINT, name.encode(), licence.encode(), instructions, len(instructions) // 8)
+        options = _LoadOptions(sz=ctypes.sizeof(_LoadOptions))
+        try:
+            return self.integer("bpf_prog_load", *arguments, byref(options))
+        except BpfError:
+            log = ctypes.create_string_buffer(_LOG_BYTES)
+            options.log_level, options.log_size, options.log_buf = 1, _LOG_BYTES, ctypes.addressof(log)
+            try:
+                return self.integer("bpf_prog_load", *arguments, byref(options))
+            finally:
+                self.messages.append(f"{name}: {log.value.decode(errors='replace')}")
+
+    def attach_raw_tracepoint(self, program_fd: int, name: str) -> int:
+        """A file descriptor that keeps the program attached."""
+        return self.integer("bpf_raw_tracepoint_open", name.encode(), program_fd)
+
+    def run(self, program_fd: int, argument: int) -> int:
+        """Run a raw tracepoint's program here and now, with one argument. Returns what it returned."""
+        context = c_uint64(argument)
+        options = _RunOptions(
+            sz=ctypes.sizeof(_RunOptions), ctx_in=ctypes.addressof(context), ctx_size_in=ctypes.sizeof(context)
+        )
+        self.integer("bpf_prog_test_run_opts", program_fd, byref(options))
+        return int(options.retval)
 
     def recursion_misses(self, program_fd: int) -> int:
         """How often the kernel left a program out because it was already running on that CPU; 0 if it cannot tell."""

@@ -1,19 +1,50 @@
 """What only ``/proc`` tells of a process that is already running: its program's path, arguments and working directory.
 
-The task iterator gives the exact identity; these strings complete its records.
+The kernel side gives the exact identity; these strings complete its records.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from otel_procmon.wire import Fact, Field, Head, Strings
+from otel_procmon.wire import EXEC_STRUCT, Fact, Field, Head, Strings, pack_task, read_head
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _DELETED: Final = b" (deleted)"
 """What the kernel puts behind the path of a file that no name leads to any more."""
+
+
+def complete(
+    list_tasks: Callable[[], list[bytes]], is_known: Callable[[bytes], bool], proc: Path, args_max_bytes: int
+) -> list[bytes]:
+    """The records that `list_tasks` gives of all processes that run now, with their strings.
+
+    The strings are read for those that `is_known` does not know. A process that runs another program by the time they
+    are read is marked as unread, for they may be the other program's.
+    """
+    records = list_tasks()
+    heads = [read_head(record) for record in records]
+    told = [
+        None if is_known(record) else read_strings(proc, head, record[EXEC_STRUCT.size :], args_max_bytes)
+        for record, head in zip(records, heads, strict=True)
+    ]
+    unchanged = {_image(read_head(record)) for record in list_tasks()}
+    for index, (head, found) in enumerate(zip(heads, told, strict=True)):
+        if found is None:
+            continue
+        now, strings, args_count = found
+        if _image(head) not in unchanged:
+            now = head._replace(unread=int(head.unread | Field.FILENAME | Field.CWD | Field.ARGS))
+            strings, args_count = strings._replace(filename=b"", cwd=b"", args=b""), 0
+        records[index] = pack_task(now, strings, len(strings.args), args_count)
+    return records
+
+
+def _image(head: Head) -> tuple[int, int, int]:
+    return head.pid, head.start_ns, head.generation
 
 
 def read_strings(proc: Path, head: Head, cgroup: bytes, args_max_bytes: int) -> tuple[Head, Strings, int]:

@@ -1,0 +1,305 @@
+"""The kernel as a source, by BCC: for a kernel without BTF whose headers are there.
+
+BCC compiles the same C source that `source.ebpf` has compiled, and is not needed any more: libbpf loads what came out.
+Two things stand in for what needs BTF: raw tracepoints, with the same arguments; and, for the iterator over tasks, a
+program that the agent runs for each pid that ``/proc`` lists (BPF_PROG_TEST_RUN), which finds the process in the
+kernel's own table and reads the exact identity. So the records are the same, bit by bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from otel_procmon.source.bcc_program import Places, compile_program
+from otel_procmon.source.ebpf import (
+    BUFFERS_PER_CPU,
+    COUNTERS_BYTES,
+    EXEC_ROOM,
+    FORK_ROOM,
+    PROC,
+    READ_LIMIT,
+    KindCounts,
+    open_library,
+    sentence,
+    sum_counters,
+)
+from otel_procmon.source.errors import SourceError
+from otel_procmon.source.libbpf import BpfError, Library
+from otel_procmon.source.perf import RECORD_MAX_BYTES, PerfReader
+from otel_procmon.source.procfs import complete
+from otel_procmon.source.ring import RingReader
+from otel_procmon.wire import EXEC_STRUCT, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from otel_procmon.config import Capture
+
+OUTPUT_VARIABLE: Final = "PROCMON_BCC_OUTPUT"
+"""An environment variable: ``perf`` takes perf buffers even where the kernel has a ring buffer."""
+
+_LICENCE: Final = "Dual BSD/GPL"
+_PATHS_BYTES: Final = 20 * 1024
+_ARGS_BYTES: Final = 64 * 1024
+"""PROCMON_PATHS_MAX and PROCMON_ARGS_MAX."""
+_RECORD_AT: Final = 16
+"""Where the record begins in ``struct buffer``."""
+_BUFFER_BYTES: Final = _RECORD_AT + EXEC_STRUCT.size + _PATHS_BYTES + _ARGS_BYTES
+
+_HASH_LRU, _ARRAY, _PERCPU_ARRAY, _PERF_EVENT_ARRAY, _RINGBUF = 9, 2, 6, 4, 27
+"""``enum bpf_map_type``."""
+
+
+class _Map(NamedTuple):
+    """As ``bpf/bcc.h`` wants it, which checks the sizes."""
+
+    kind: int
+    key_bytes: int
+    value_bytes: int
+    entries: int
+
+
+_FIRST_NUMBER: Final = 1 << 20
+"""Stands for the first map in the compiled instructions. No descriptor of the compiler's is so large."""
+_LOAD_NUMBER, _BY_DESCRIPTOR = 0x18, 1
+"""The instruction that loads 64 bits, and in it BPF_PSEUDO_MAP_FD: they are a map's descriptor."""
+_INSTRUCTION: Final = struct.Struct("<BBhi")
+_TRACEPOINTS: Final = (
+    ("sched_process_exit", ("on_exit", "on_exit_by_threads")),
+    ("sched_process_exec", ("on_exec",)),
+    ("sched_process_fork", ("on_fork",)),
+)
+"""In the order of `source.ebpf`; of a tracepoint's programs the first one that the kernel lets attach."""
+
+
+class BccSource:
+    """As `EbpfSource`, without pins."""
+
+    read_before = 0
+    taken_over = False
+    started_clean = 0
+
+    def __init__(
+        self, capture: Capture, *, perf: bool = False, places: Places | None = None, proc: Path = PROC
+    ) -> None:
+        """`perf`: take perf buffers in any case."""
+        self._capture = capture
+        self._perf = perf
+        self._places = places or Places()
+        self._proc = proc
+        self._library: Library | None = None
+        self._reader: RingReader | PerfReader | None = None
+        self._size = 1
+        self._maps: dict[str, int] = {}
+        self._programs: dict[str, int] = {}
+        self._links: list[int] = []
+        self._counts: dict[Kind, KindCounts] = {}
+        self._misses = 0
+        self._more_waits = False
+        self._said: list[str] = []
+
+    @property
+    def messages(self) -> list[str]:
+        """What the compiler, libbpf and the verifier said."""
+        return self._said + (list(self._library.messages) if self._library is not None else [])
+
+    def open(self) -> None:
+        """Compile, load and attach. Raises `SourceError`."""
+        library = self._library = open_library()
+        try:
+            self._load(library)
+        except BpfError as error:
+            messages = self.messages
+            self.close()
+            raise SourceError(sentence(error, messages)) from error
+        except SourceError:
+            self.close()
+            raise
+
+    def _load(self, library: Library) -> None:
+        cpus = library.possible_cpus()
+        perf = self._perf or not _has_ring(library)
+        maps = _maps(cpus, self._capture.ring_bytes, perf=perf)
+        numbers = {name: _FIRST_NUMBER + index for index, name in enumerate(maps)}
+        arguments_max = self._capture.arguments_max_bytes
+        if perf:
+            arguments_max = min(arguments_max, RECORD_MAX_BYTES - EXEC_STRUCT.size - _PATHS_BYTES)
+        macros = _macros(maps, numbers, self._capture, cpus, arguments_max)
+        if perf:
+            macros["PROCMON_PERF"] = 1
+        programs = compile_program(macros, self._places, self._said, os.uname())
+        for name, each in maps.items():
+            self._maps[name] = library.create_map(each.kind, name, each.key_bytes, each.value_bytes, each.entries)
+        fds = {number: self._maps[name] for name, number in numbers.items()}
+        programs = {name: place_maps(code, fds) for name, code in programs.items()}
+        # The reader first: a perf buffer that is not open takes nothing.
+        if perf:
+            pages = _pages(self._capture.ring_bytes // cpus)
+            self._size = cpus * pages * mmap.PAGESIZE
+            wake_bytes = int(pages * mmap.PAGESIZE * self._capture.wake_fraction)
+            self._reader = PerfReader(library, self._maps["ring"], pages, wake_bytes)
+        else:
+            self._size = self._capture.ring_bytes
+            self._reader = RingReader(self._maps["ring"], self._size)
+        self._programs["on_task"] = library.load_raw_tracepoint("on_task", _LICENCE, programs["on_task"])
+        for tracepoint, candidates in _TRACEPOINTS:
+            self._attach(library, tracepoint, candidates, programs)
+
+    def _attach(
+        self, library: Library, tracepoint: str, candidates: Sequence[str], programs: dict[str, bytes]
+    ) -> None:
+        for name in candidates:
+            fd = library.load_raw_tracepoint(name, _LICENCE, programs[name])
+            try:
+                self._links.append(library.attach_raw_tracepoint(fd, tracepoint))
+            except BpfError as error:
+                os.close(fd)
+                # kernel/trace/bpf_trace.c, __bpf_probe_register(): it reads an argument that this kernel's lacks.
+                if name == candidates[-1] or error.errno != errno.EINVAL:
+                    raise
+            else:
+                self._programs[name] = fd
+                return
+
+    def read(self, timeout_s: float) -> list[bytes]:
+        """See `EbpfSource.read`."""
+        assert self._reader is not None
+        if timeout_s > 0 and not self._more_waits:
+            self._reader.wait(timeout_s)
+        records = self._reader.read(READ_LIMIT)
+        self._more_waits = len(records) >= READ_LIMIT
+        return records
+
+    @property
+    def position(self) -> int:
+        """See `EbpfSource.position`."""
+        assert self._reader is not None
+        return self._reader.position
+
+    def filled(self) -> float:
+        """See `EbpfSource.filled`."""
+        return 0.0 if self._reader is None else self._reader.waiting_bytes() / self._size
+
+    def commit(self, position: int) -> None:
+        """See `EbpfSource.commit`."""
+        assert self._reader is not None
+        self._reader.commit(position)
+
+    def snapshot(self, is_known: Callable[[bytes], bool]) -> list[bytes]:
+        """See `EbpfSource.snapshot`."""
+        records = complete(self._tasks, is_known, self._proc, self._capture.arguments_max_bytes)
+        if isinstance(self._reader, PerfReader):
+            # What was made meanwhile has to be there for whoever compares it with this.
+            self._reader.settle()
+        return records
+
+    def _tasks(self) -> list[bytes]:
+        assert self._library is not None
+        records = []
+        try:
+            # In the order of the iterator.
+            for pid in sorted(int(name) for name in os.listdir(self._proc) if name.isdigit()):  # noqa: PTH208
+                if size := self._library.run(self._programs["on_task"], pid):
+                    answer = self._library.value(self._maps["answer"], _BUFFER_BYTES)
+                    records.append(answer[_RECORD_AT : _RECORD_AT + size])
+        except OSError as error:
+            raise SourceError(f"The running processes cannot be listed: {error}.") from error
+        return records
+
+    def counts(self) -> dict[Kind, KindCounts]:
+        """See `EbpfSource.counts`."""
+        if self._library is not None and "counters" in self._maps:
+            self._counts = sum_counters(self._library.per_cpu(self._maps["counters"], COUNTERS_BYTES))
+            self._misses = sum(
+                self._library.recursion_misses(fd) for name, fd in self._programs.items() if name != "on_task"
+            )
+        return self._counts
+
+    def misses(self) -> int:
+        """See `EbpfSource.misses`."""
+        return self._misses
+
+    def detach(self) -> None:
+        """See `EbpfSource.detach`."""
+        while self._links:
+            os.close(self._links.pop())
+        if isinstance(self._reader, PerfReader):
+            self._reader.settle()
+            self._reader.end()
+
+    def close(self) -> None:
+        """Unload everything."""
+        while self._links:
+            os.close(self._links.pop())
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        for fd in (*self._programs.values(), *self._maps.values()):
+            os.close(fd)
+        self._programs, self._maps = {}, {}
+
+
+def _has_ring(library: Library) -> bool:
+    """Whether this kernel makes a ring buffer map."""
+    with contextlib.suppress(BpfError):
+        os.close(library.create_map(_RINGBUF, "probe", 0, 0, mmap.PAGESIZE))
+        return True
+    return False
+
+
+def _maps(cpus: int, ring_bytes: int, *, perf: bool) -> dict[str, _Map]:
+    return {
+        "ring": _Map(_PERF_EVENT_ARRAY, 4, 4, cpus) if perf else _Map(_RINGBUF, 0, 0, ring_bytes),
+        "counters": _Map(_PERCPU_ARRAY, 4, COUNTERS_BYTES, 1),
+        "buffers": _Map(_ARRAY, 4, _BUFFER_BYTES, BUFFERS_PER_CPU * cpus),
+        "exits_told": _Map(_HASH_LRU, 16, 4, 1024),
+        "clocks": _Map(_PERCPU_ARRAY, 4, 24, 1),
+        "wakes": _Map(_ARRAY, 4, 8, 1),
+        "answer": _Map(_ARRAY, 4, _BUFFER_BYTES, 1),
+    }
+
+
+def _macros(
+    maps: dict[str, _Map], numbers: dict[str, int], capture: Capture, cpus: int, arguments_max: int
+) -> dict[str, int]:
+    """What ``bpf/bcc.h`` wants to be told."""
+    ring_bytes = capture.ring_bytes
+    return {
+        "PROCMON_WAKE_BYTES": int(ring_bytes * capture.wake_fraction),
+        "PROCMON_ARGS_MAX_BYTES": arguments_max,
+        "PROCMON_CPUS": cpus,
+        "PROCMON_EXEC_ROOM_BYTES": int(ring_bytes * EXEC_ROOM),
+        "PROCMON_FORK_ROOM_BYTES": int(ring_bytes * FORK_ROOM),
+        **{f"PROCMON_MAP_{name}": number for name, number in numbers.items()},
+        **{f"PROCMON_SIZE_{name}": each.value_bytes for name, each in maps.items()},
+        "PROCMON_KEY_exits_told": maps["exits_told"].key_bytes,
+    }
+
+
+def place_maps(instructions: bytes, fds: dict[int, int]) -> bytes:
+    """`instructions` with the numbers of maps replaced by `fds`. ValueError if one is not there."""
+    placed = bytearray(instructions)
+    at = 0
+    while at < len(placed):
+        opcode, registers, offset, number = _INSTRUCTION.unpack_from(placed, at)
+        if opcode == _LOAD_NUMBER:
+            if registers >> 4 == _BY_DESCRIPTOR:
+                if number not in fds:
+                    raise ValueError(f"instruction {at // 8} names the map {number}, which there is not")
+                _INSTRUCTION.pack_into(placed, at, opcode, registers, offset, fds[number])
+            # It is two instructions long.
+            at += 8
+        at += 8
+    return bytes(placed)
+
+
+def _pages(wanted_bytes: int) -> int:
+    """Pages of one CPU's perf buffer: a power of two, and enough for two of the longest records."""
+    pages = max(wanted_bytes, 2 * RECORD_MAX_BYTES) // mmap.PAGESIZE
+    return 1 << max(pages.bit_length() - 1, (2 * RECORD_MAX_BYTES // mmap.PAGESIZE).bit_length())
