@@ -203,9 +203,28 @@ class Exit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     parent_exec_id: str | None = None
     parent_pid: int | None = None
     process: Process | None = None
-    """The process as the event describes it: all of it from Tetragon, what the kernel still knew from eBPF."""
+    """The process as the event describes it, all of it (Tetragon). The kernel tells no more than what follows."""
     parent: Process | None = None
     raw: dict[str, Any] | None = None
+    node: str | None = None
+    creation_unix_ns: int | None = None
+    vpid: int | None = None
+    name: str | None = None
+    """The kernel's ``comm``."""
+    session_id: int | None = None
+    """Like all that follows, as it was at the end."""
+    tty: bool | None = None
+    uid: int | None = None
+    gid: int | None = None
+    euid: int | None = None
+    egid: int | None = None
+    auid: int | None = None
+    cgroup_id: int | None = None
+    forked_only: bool = False
+    """It had not exec'd since its fork."""
+    kernel_thread: bool = False
+    executable_deleted: bool = False
+    truncated: tuple[str, ...] = ()
 
 
 class Discovered(msgspec.Struct, frozen=True, gc=False, kw_only=True):

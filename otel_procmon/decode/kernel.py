@@ -204,20 +204,19 @@ class KernelDecoder:
     def _exit(self, head: Head, tail: tuple[int, ...]) -> Exit:
         wait_status, _, utime_ns, stime_ns, runtime_ns, max_rss_pages, read_bytes, written_bytes = tail
         number = wait_status & 0x7F
-        exec_id, start_unix_ns = self._exec_id(head), self._unix_ns(head.start_ns)
+        facts = head.facts
         user_ns, system_ns = scaled_cpu_times(utime_ns, stime_ns, runtime_ns)
         io_known = not head.unread & _USAGE_IO
-        flags = ("clone",) if head.generation == head.parent_generation else ()
         return Exit(
             time_unix_ns=self._unix_ns(head.time_ns),
             observed_unix_ns=self._observed_unix_ns(),
-            exec_id=exec_id,
+            exec_id=self._exec_id(head),
             pid=head.pid,
             boot_start_ns=head.start_ns,
             code=None if number else wait_status >> 8 & 0xFF,
             signal=signal_name(number) if number else None,
             core_dumped=bool(wait_status & 0x80) if number else None,
-            oom_killed=number == signal.SIGKILL and bool(head.facts & _OOM_VICTIM) if number else None,
+            oom_killed=number == signal.SIGKILL and bool(facts & _OOM_VICTIM) if number else None,
             usage=Usage(
                 cpu_user_ns=user_ns,
                 cpu_system_ns=system_ns,
@@ -227,7 +226,22 @@ class KernelDecoder:
             ),
             parent_exec_id=self._parent_exec_id(head),
             parent_pid=head.parent_pid or None,
-            process=self._process(head, flags, start_unix_ns, exec_id=exec_id, creation_unix_ns=start_unix_ns),
+            node=self._node,
+            creation_unix_ns=self._unix_ns(head.start_ns),
+            vpid=head.vpid or None,
+            name=_comm(head),
+            session_id=head.session_id or None,
+            tty=bool(facts & _TTY),
+            uid=head.uid,
+            gid=head.gid,
+            euid=head.euid,
+            egid=head.egid,
+            auid=None if head.auid == _UNSET else head.auid,
+            cgroup_id=head.cgroup_id or None,
+            forked_only=head.generation == head.parent_generation,
+            kernel_thread=bool(facts & _KERNEL_THREAD),
+            executable_deleted=bool(facts & _EXECUTABLE_DELETED),
+            truncated=_cut(head.cut),
         )
 
     def _process(
@@ -235,36 +249,35 @@ class KernelDecoder:
         head: Head,
         flags: tuple[str, ...],
         start_unix_ns: int,
-        strings: Strings | None = None,
-        args_count: int = 0,
+        strings: Strings,
+        args_count: int,
         *,
         exec_id: str,
         creation_unix_ns: int,
     ) -> Process:
-        binary = cwd = cgroup = executable = interpreter = argv = container = pod_uid = None
-        if strings is not None:
-            binary = _text(strings.filename)
-            interpreter = _text(strings.interpreter) or None
-            if not head.unread & _CWD and not head.facts & _KERNEL_THREAD:
-                cwd = _walked(strings.cwd)
-            if binary.startswith(_BY_DESCRIPTOR) and interpreter is None:
-                executable = _walked(strings.executable) if strings.executable else None
-            elif cwd is not None and binary and not binary.startswith("/"):
-                # As Tetragon makes it absolute. ``./a`` stays visible in the arguments.
-                binary = f"{cwd.rstrip('/')}/{binary.removeprefix('./')}"
-            if cwd is not None and head.facts & _CWD_DELETED:
-                cwd += " (deleted)"
-            if not head.unread & _ARGS and not head.facts & _KERNEL_THREAD:
-                argv = _arguments(strings.args)
-            if not head.unread & _CGROUP:
-                cgroup = _walked(strings.cgroup)
-                container_id, runtime, pod_uid = parse_cgroup(cgroup)
-                if container_id is not None:
-                    container = Container(id=container_id, runtime=runtime)
+        cwd = cgroup = executable = argv = container = pod_uid = None
+        binary = _text(strings.filename)
+        interpreter = _text(strings.interpreter) or None
+        if not head.unread & _CWD and not head.facts & _KERNEL_THREAD:
+            cwd = _walked(strings.cwd)
+        if binary.startswith(_BY_DESCRIPTOR) and interpreter is None:
+            executable = _walked(strings.executable) if strings.executable else None
+        elif cwd is not None and binary and not binary.startswith("/"):
+            # As Tetragon makes it absolute. ``./a`` stays visible in the arguments.
+            binary = f"{cwd.rstrip('/')}/{binary.removeprefix('./')}"
+        if cwd is not None and head.facts & _CWD_DELETED:
+            cwd += " (deleted)"
+        if not head.unread & _ARGS and not head.facts & _KERNEL_THREAD:
+            argv = _arguments(strings.args)
+        if not head.unread & _CGROUP:
+            cgroup = _walked(strings.cgroup)
+            container_id, runtime, pod_uid = parse_cgroup(cgroup)
+            if container_id is not None:
+                container = Container(id=container_id, runtime=runtime)
         return Process(
             exec_id=exec_id,
             pid=head.pid,
-            binary=binary or "",
+            binary=binary,
             start_unix_ns=start_unix_ns,
             creation_unix_ns=creation_unix_ns,
             boot_start_ns=head.start_ns,
@@ -292,8 +305,13 @@ class KernelDecoder:
             pod_uid=pod_uid,
             node=self._node,
             kernel_thread=bool(head.facts & _KERNEL_THREAD),
-            truncated=tuple(name for bit, name in _CUT_NAMES if head.cut & bit) if head.cut else (),
+            truncated=_cut(head.cut),
         )
+
+
+def _cut(bits: int) -> tuple[str, ...]:
+    """`Process.truncated` for a record's ``cut``."""
+    return tuple([name for bit, name in _CUT_NAMES if bits & bit]) if bits else ()
 
 
 def _text(raw: bytes) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from otel_procmon.config import TraceOptions
-    from otel_procmon.events import Process
+    from otel_procmon.events import Fork, Process
     from otel_procmon.lineage.image import EntryReason, Image
 
 _INIT_PID = 1
@@ -21,7 +21,7 @@ def entry_reason(
     process: Process,
     began_unix_ns: int,
     parent: Image | None,
-    at_fork: Process | None,
+    at_fork: Process | Fork | None,
     options: TraceOptions,
     *,
     replaces: bool = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from otel_procmon.events import Discovered, Exec, Exit
+from otel_procmon.events import Discovered, Exec, Exit, Fork
 
 if TYPE_CHECKING:
     from otel_procmon.events import Process
@@ -29,11 +29,14 @@ class Image:
     __slots__ = (
         "ancestors",
         "began_trace",
+        "boot_start_ns",
         "children",
         "discovered",
         "end_unix_ns",
         "ended",
         "entry_reason",
+        "exec_id",
+        "fork",
         "forked_only",
         "hearsay",
         "in_init_tree",
@@ -46,16 +49,30 @@ class Image:
         "parent_exec_id",
         "parent_name",
         "parent_span_id",
+        "pid_key",
         "process",
         "referred",
         "span",
         "trace_images",
         "trace_start_unix_ns",
-        "unplaced",
     )
 
-    def __init__(self, process: Process, span: SpanRef) -> None:
-        self.process = process
+    def __init__(self, known: Process | Fork, span: SpanRef) -> None:
+        self.exec_id = known.exec_id
+        """The image's identity."""
+        self.pid_key = known.node, known.pid
+        self.boot_start_ns = known.boot_start_ns
+        self.process: Process
+        self.fork: Fork | None = None
+        """All that is known, of a fork whose trace nobody has asked for yet: process, span, entry, link, init tree,
+        ancestors and parent's name are not set.
+
+        Nobody outside of `lineage.table` sees such an image.
+        """
+        if isinstance(known, Fork):
+            self.fork = known
+        else:
+            self.process = known
         self.span = span
         """The span that tells of this image: its trace and its id."""
         self.parent: Image | None = None
@@ -73,12 +90,6 @@ class Image:
         """Its trace began in its process: at this image, or at one that this one took the place of."""
         self.link: SpanRef | None = None
         """For an entry: the parent's span in the other trace."""
-        self.unplaced = False
-        """A fork whose trace nobody has asked for yet: span, entry, link, init tree, ancestors and parent's name are
-        not set.
-
-        Nobody outside of `lineage.table` sees such an image.
-        """
         self.forked_only = False
         """It has not exec'd since its fork: no process.exec is told of it."""
         self.children = False
@@ -102,11 +113,6 @@ class Image:
         self.trace_start_unix_ns = 0
         self.trace_images: list[int] = [0]
         """One counter shared by all images of the trace."""
-
-    @property
-    def exec_id(self) -> str:
-        """The image's identity."""
-        return self.process.exec_id
 
     @property
     def name(self) -> str:

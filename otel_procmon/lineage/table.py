@@ -25,7 +25,7 @@ from otel_procmon.lineage.entry import began, entry_reason
 from otel_procmon.lineage.ids import process_id
 from otel_procmon.lineage.image import Ended, EndReason, EntryReason, Happening, Image, Opened, SpanRef, Started
 from otel_procmon.lineage.init_tree import in_init_tree
-from otel_procmon.lineage.succession import at_exit, contained, executed, forked
+from otel_procmon.lineage.succession import at_exit, contained, executed, exited, fork_start_unix_ns, forked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ class ProcessTable:
             process = event.process
             if process.exec_id in told or process.exec_id in self:
                 continue
-            before = self._before(process)
+            before = self._before(_pid_key(process), process.boot_start_ns)
             # A task is in the kernel's list, and has its new generation, a little before the fork or the exec is
             # written. What began just now is told by the event that is on its way; if that is lost, the next sweep
             # finds it here again.
@@ -126,7 +126,7 @@ class ProcessTable:
         for pending_event in pending:
             happenings += self.apply(pending_event)
         for image in list(self._running.values()):
-            if image.process.exec_id in found or image.process.start_unix_ns >= began_unix_ns:
+            if image.exec_id in found or _start(image) >= began_unix_ns:
                 image.missed = 0
                 continue
             image.missed += 1
@@ -159,21 +159,19 @@ class ProcessTable:
 
     def _fork(self, event: Fork) -> list[Happening]:
         parent = self._images.get(event.parent_exec_id)
-        process = forked(event, None if parent is None else parent.process)
-        if event.exec_id in self._images or self._before(process) is not None:
+        image = Image(event, _NOWHERE)
+        if event.exec_id in self._images or self._before(image.pid_key, event.boot_start_ns) is not None:
             self._ledger.count(PLACE, "dropped: told twice")
             return []
-        happenings = self._take_pid(process, event.time_unix_ns)
-        image = self._add(process)
+        happenings = self._take_pid(image, event.time_unix_ns)
+        self._add(image)
         image.forked_only = True
+        image.parent, image.parent_exec_id = parent, event.parent_exec_id or None
+        # Most forks exec next, and then nobody ever asks what it was and where it belongs.
         if parent is None:
-            reason: EntryReason | None = "kernel_parent" if event.parent_is_kernel_thread else None
-            self._place(image, _Origin(None, event.parent_exec_id or None, began(process), process, reason))
+            self._settle(image)
         else:
-            # Most forks exec next, and then nobody ever asks where this image belongs.
             self._have_child(parent)
-            image.parent, image.parent_exec_id = parent, event.parent_exec_id
-            image.unplaced = True
         self._ledger.count(PLACE, "noted: fork")
         return happenings
 
@@ -190,11 +188,11 @@ class ProcessTable:
         previous = self._previous(event)
         if previous is not None:
             before: Image | None = previous
-        elif (before := self._before(process)) is not None:
+        elif (before := self._before(_pid_key(process), process.boot_start_ns)) is not None:
             self._ledger.count(PLACE, "gap: exec lost")
         if before is not None:
             origin = _after(before, process)
-            process = executed(process, before.process, first=before.forked_only and before is previous)
+            process = self._continued(process, before, first=before.forked_only and before is previous)
         else:
             # Where another program ran before in this process and was not seen, it is the parent all the same.
             rerun = event.previous_is_fork is False
@@ -202,8 +200,9 @@ class ProcessTable:
                 process, event.previous_exec_id if rerun else event.parent_exec_id, event.parent, is_process=not rerun
             )
         happenings = [] if before is None else self._replace(before, event.time_unix_ns, event.observed_unix_ns)
-        happenings += self._take_pid(process, event.time_unix_ns)
-        image = self._add(process)
+        image = Image(process, _NOWHERE)
+        happenings += self._take_pid(image, event.time_unix_ns)
+        self._add(image)
         self._place(image, origin)
         image.trace_images[0] += 1
         happenings.append(Started(image, event))
@@ -219,9 +218,10 @@ class ProcessTable:
         if image.ended is None:
             if previous is not None:
                 happenings += self._replace(previous, event.time_unix_ns, event.observed_unix_ns)
-            if self._running.get(_pid_key(image.process)) is not image:
-                happenings += self._take_pid(image.process, event.time_unix_ns)
-                self._running.setdefault(_pid_key(image.process), image)
+            image.pid_key, image.boot_start_ns = _pid_key(image.process), image.process.boot_start_ns
+            if self._running.get(image.pid_key) is not image:
+                happenings += self._take_pid(image, event.time_unix_ns)
+                self._running.setdefault(image.pid_key, image)
         if image.parent is None:
             parent_exec_id = event.parent_exec_id if event.previous_exec_id is None else event.previous_exec_id
             parent = previous or self._parent(parent_exec_id, event.parent)
@@ -241,8 +241,10 @@ class ProcessTable:
         if image is not None and image.ended is not None:
             self._ledger.count(PLACE, "dropped: told twice")
             return []
-        if (event.process is not None and event.process.kernel_thread) or (
-            image is not None and image.process.kernel_thread
+        if (
+            event.kernel_thread
+            or (event.process is not None and event.process.kernel_thread)
+            or (image is not None and image.fork is None and image.process.kernel_thread)
         ):
             self._ledger.count(PLACE, "noted: exit of a kernel thread")
             if image is not None:
@@ -250,20 +252,19 @@ class ProcessTable:
             return []
         happenings: list[Happening] = []
         if image is None:
-            process = event.process or Process(
-                exec_id=event.exec_id, pid=event.pid, binary="", start_unix_ns=event.time_unix_ns
-            )
+            process = exited(event)
             # Its exec was lost, or failed when it was too late to go back, which ends the process.
-            before = self._before(process)
+            before = self._before(_pid_key(process), process.boot_start_ns)
             if before is None:
                 origin = self._told_origin(process, event.parent_exec_id, event.parent)
             else:
                 origin = _after(before, process)
-                process = executed(process, before.process, first=False)
+                process = self._continued(process, before, first=False)
                 self._ledger.count(PLACE, "gap: exec lost")
                 happenings += self._replace(before, event.time_unix_ns, event.observed_unix_ns)
-            happenings += self._take_pid(process, event.time_unix_ns)
-            image = self._add(process)
+            image = Image(process, _NOWHERE)
+            happenings += self._take_pid(image, event.time_unix_ns)
+            self._add(image)
             image.forked_only = "clone" in process.flags and "execve" not in process.flags
             image.hearsay = True
             self._place(image, origin)
@@ -271,7 +272,7 @@ class ProcessTable:
         else:
             self._ledger.count(PLACE, "told: exit")
             self._settle(image)
-            image.process = at_exit(image, event.process)
+            image.process = at_exit(image, event)
         return happenings + self._end(image, "exit", event.time_unix_ns, event.observed_unix_ns, event)
 
     def _discovered(self, event: Discovered) -> list[Happening]:
@@ -279,17 +280,18 @@ class ProcessTable:
         if process.exec_id in self._images:
             self._ledger.count(PLACE, "dropped: told twice")
             return []
-        before = self._before(process)
+        before = self._before(_pid_key(process), process.boot_start_ns)
         happenings: list[Happening] = []
         if before is None:
             origin = self._told_origin(process, event.parent_exec_id, None)
         else:
             origin = _after(before, process)
-            process = executed(process, before.process, first=False)
+            process = self._continued(process, before, first=False)
             self._ledger.count(PLACE, "gap: exec lost")
             happenings += self._replace(before, event.time_unix_ns, event.observed_unix_ns)
-        happenings += self._take_pid(process, event.time_unix_ns)
-        image = self._add(process)
+        image = Image(process, _NOWHERE)
+        happenings += self._take_pid(image, event.time_unix_ns)
+        self._add(image)
         image.discovered = True
         image.forked_only = event.forked_only
         self._place(image, origin)
@@ -312,12 +314,20 @@ class ProcessTable:
             previous = self._parent(event.previous_exec_id, event.parent)
         return None if previous is None or previous.ended is not None else previous
 
-    def _before(self, process: Process) -> Image | None:
+    def _before(self, pid_key: _Key, boot_start_ns: int | None) -> Image | None:
         """What the same process ran, as far as is known. None where the source does not tell processes apart."""
-        running = self._running.get(_pid_key(process))
-        if running is None or process.boot_start_ns is None or running.process.boot_start_ns != process.boot_start_ns:
+        running = self._running.get(pid_key)
+        if running is None or boot_start_ns is None or running.boot_start_ns != boot_start_ns:
             return None
         return running
+
+    def _continued(self, process: Process, before: Image, *, first: bool) -> Process:
+        """`process`, which took the place of `before`, with what is known better from that."""
+        process = executed(process, before.process if before.fork is None else before.fork, first=first)
+        if process.cgroup is None and process.boot_start_ns is not None:
+            self._settle(before)
+            process = contained(process, before.process)
+        return process
 
     def _told_origin(
         self, process: Process, parent_exec_id: str | None, described: Process | None, *, is_process: bool = True
@@ -331,7 +341,7 @@ class ProcessTable:
             # The kernel tells the process that is the parent now, perhaps a reaper, with the generation that the parent
             # had at the fork. That may be an earlier image of it, or one that never was. What it runs is known.
             running = self._running.get((process.node, process.parent_pid))
-            if running is not None and _is_older(running.process, process):
+            if running is not None and _is_older(running, process.boot_start_ns, process.start_unix_ns):
                 parent = running
         return _Origin(parent, parent_exec_id if parent is None else parent.exec_id, began(process), None)
 
@@ -339,7 +349,8 @@ class ProcessTable:
         """The image with this id; if it is not known, made from what an event of another image says of it."""
         image = self._images.get(exec_id or "")
         if image is None and described is not None and described.exec_id == exec_id:
-            image = self._add(described)
+            image = Image(described, _NOWHERE)
+            self._add(image)
             image.hearsay = True
             self._place(image, _Origin(None, None, began(described), None))
         return image
@@ -380,11 +391,15 @@ class ProcessTable:
         parent.children = True
 
     def _settle(self, image: Image) -> None:
-        """Place a fork after all, as it was then."""
-        if image.unplaced:
-            image.unplaced = False
-            process = image.process
-            self._place(image, _Origin(image.parent, image.parent_exec_id, began(process), process))
+        """Say of a fork after all what it runs and where it belongs, as it was then."""
+        event, parent = image.fork, image.parent
+        if event is None:
+            return
+        process = forked(event, None if parent is None else parent.process)
+        image.process, image.fork = process, None
+        self._long_arguments.added(image)
+        reason: EntryReason | None = "kernel_parent" if parent is None and event.parent_is_kernel_thread else None
+        self._place(image, _Origin(parent, image.parent_exec_id, began(process), process, reason))
 
     def _trace_id(self, image: Image, before: Image | None) -> bytes:
         """The id of the trace that begins at `image`, which took the place of `before` in its process.
@@ -411,16 +426,17 @@ class ProcessTable:
             return []
         return self._end(before, "exec", at_unix_ns, observed_unix_ns, None)
 
-    def _take_pid(self, process: Process, at_unix_ns: int) -> list[Happening]:
-        """Make way for `process`: another one that had its pid has ended, and nobody saw it."""
-        running = self._running.get(_pid_key(process))
+    def _take_pid(self, image: Image, at_unix_ns: int) -> list[Happening]:
+        """Make way for the process of `image`: another one that had its pid has ended, and nobody saw it."""
+        running = self._running.get(image.pid_key)
         # An event that comes late may tell of a process that had the pid earlier.
-        if running is None or not _is_older(running.process, process):
+        if running is None or not _is_older(running, image.boot_start_ns, _start(image)):
             return []
         return self._lose(running, at_unix_ns, at_unix_ns)
 
     def _lose(self, image: Image, at_unix_ns: int, observed_unix_ns: int) -> list[Happening]:
         """`image` is gone, and no event told of it."""
+        self._settle(image)
         if image.process.kernel_thread:
             self._forget(image)
             return []
@@ -494,24 +510,22 @@ class ProcessTable:
 
     # The images themselves
 
-    def _add(self, process: Process) -> Image:
+    def _add(self, image: Image) -> None:
         while len(self._images) >= self._options.max_images:
             if self._ended:
                 self._forget(self._ended.popleft()[1])
                 continue
             self._forget(next(iter(self._images.values())))
             self._ledger.count(PLACE, "evicted: table full")
-        image = Image(process, _NOWHERE)
-        self._images[process.exec_id] = image
+        self._images[image.exec_id] = image
         # An ancestor by hearsay may have ended long ago, and its pid be another's.
-        self._running.setdefault(_pid_key(process), image)
-        self._long_arguments.added(image)
-        return image
+        self._running.setdefault(image.pid_key, image)
+        if image.fork is None:
+            self._long_arguments.added(image)
 
     def _not_running(self, image: Image) -> None:
-        key = _pid_key(image.process)
-        if self._running.get(key) is image:
-            del self._running[key]
+        if self._running.get(image.pid_key) is image:
+            del self._running[image.pid_key]
 
     def _forget(self, image: Image) -> None:
         self._not_running(image)
@@ -532,7 +546,7 @@ class _Origin(NamedTuple):
     parent_exec_id: str | None
     moment_unix_ns: int
     """When its process was forked; for a program that took another's place, when it did."""
-    at_fork: Process | None
+    at_fork: Process | Fork | None
     """The image as its fork left it, if that was seen."""
     reason: EntryReason | None = None
     """Why it is an entry, as the event of its fork told, if its parent is not known."""
@@ -543,9 +557,8 @@ class _Origin(NamedTuple):
 def _after(before: Image, process: Process) -> _Origin:
     """Where `process` belongs, which took the place of `before`: a program below that, or what a fork became."""
     if before.forked_only:
-        return _Origin(
-            before.parent, before.parent_exec_id, began(process), before.process, before.entry_reason, before
-        )
+        at_fork = before.process if before.fork is None else before.fork
+        return _Origin(before.parent, before.parent_exec_id, began(process), at_fork, before.entry_reason, before)
     return _Origin(before, before.exec_id, process.start_unix_ns, None, before=before)
 
 
@@ -564,11 +577,16 @@ def _descends(image: Image | None, ancestor: Image) -> bool:
     return image is not None
 
 
-def _is_older(process: Process, than: Process) -> bool:
-    """Whether `process` began before another one, or at the same time: their pid is the same."""
-    if process.boot_start_ns is not None and than.boot_start_ns is not None:
-        return process.boot_start_ns <= than.boot_start_ns
-    return process.start_unix_ns <= than.start_unix_ns
+def _is_older(image: Image, boot_start_ns: int | None, start_unix_ns: int) -> bool:
+    """Whether the process of `image` began before another one, or at the same time: their pid is the same."""
+    if image.boot_start_ns is not None and boot_start_ns is not None:
+        return image.boot_start_ns <= boot_start_ns
+    return _start(image) <= start_unix_ns
+
+
+def _start(image: Image) -> int:
+    """When it began, in nanoseconds since the Unix epoch."""
+    return image.process.start_unix_ns if image.fork is None else fork_start_unix_ns(image.fork)
 
 
 def _pid_key(process: Process) -> _Key:

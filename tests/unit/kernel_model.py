@@ -169,15 +169,17 @@ class Kernel:
             signal=signal,
             parent_exec_id=task.parent_exec_id,
             parent_pid=None if task.parent is None else task.parent.pid or None,
-            process=replace(
-                self.process(task, ("clone",) if task.generation == task.parent_generation else ()),
-                binary="",
-                argv=None,
-                args_count=None,
-                name=task.binary.rpartition("/")[2][:15],
-                cgroup=None,
-                container_id=None,
-            ),
+            node=NODE,
+            creation_unix_ns=EPOCH_NS + task.start_ns,
+            name=task.binary.rpartition("/")[2][:15],
+            session_id=task.session,
+            tty=task.tty,
+            uid=0,
+            gid=0,
+            euid=0,
+            egid=0,
+            forked_only=task.generation == task.parent_generation,
+            kernel_thread=task.kernel_thread,
         )
         for child in task.children:
             child.parent = self.init

@@ -156,9 +156,7 @@ def test_what_a_fork_became_is_told_at_its_exit() -> None:
     machine = Machine()
     worker = machine.fork()
     machine.kernel.setsid(worker)
-    exit_ = machine.kernel.exit(worker)
-    assert exit_.process is not None
-    machine.see(replace(exit_, process=replace(exit_.process, uid=33, euid=33, auid=1000)))
+    machine.see(replace(machine.kernel.exit(worker), uid=33, euid=33, auid=1000))
     process = machine.image(worker).process
     assert (process.session_id, process.tty, process.uid, process.euid, process.auid) == (
         worker.pid,
@@ -168,6 +166,13 @@ def test_what_a_fork_became_is_told_at_its_exit() -> None:
         1000,
     )
     assert process.binary == "/bin/bash", "all else it has from its parent"
+
+
+def test_usage_that_was_cut_is_told_at_the_exit() -> None:
+    machine = Machine()
+    task = machine.run()
+    machine.see(replace(machine.kernel.exit(task), truncated=("usage",)))
+    assert machine.image(task).process.truncated == ("usage",)
 
 
 @pytest.mark.parametrize(("code", "signal"), [(0, None), (255, None), (None, "SIGKILL"), (None, "SIGRTMIN+3")])
@@ -252,10 +257,9 @@ def test_kernel_threads_are_ancestors_but_never_told() -> None:
     assert machine.see(machine.kernel.exit(helper)) == [("end", helper.exec_id, "exit")], "no kernel thread is opened"
     machine.account.tick(machine.kernel.unix_ns())
     exit_ = machine.kernel.exit(machine.kernel.kthreadd)
-    assert exit_.process is not None
     assert machine.see(exit_) == []
     assert machine.kernel.kthreadd.exec_id not in machine.account.table
-    assert machine.see(replace(exit_, exec_id="x", process=replace(exit_.process, exec_id="x"))) == []
+    assert machine.see(replace(exit_, exec_id="x")) == []
     assert machine.account.count("noted: exit of a kernel thread") == 2
 
 
