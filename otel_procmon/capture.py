@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from otel_procmon.events import Event
     from otel_procmon.ledger import Ledger
     from otel_procmon.lineage.image import Happening
-    from otel_procmon.source.ebpf import EbpfSource
+    from otel_procmon.source.kernel import KernelSource
     from otel_procmon.source.recording import Host, RecordingSource, RecordingWriter
     from otel_procmon.source.tetragon import TetragonSource
 
@@ -170,7 +170,7 @@ class KernelCapture:
 
     def __init__(
         self,
-        source: EbpfSource,
+        source: KernelSource,
         host: Host,
         config: Config,
         ledger: Ledger,

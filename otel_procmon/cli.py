@@ -56,7 +56,10 @@ from otel_procmon.privileges import (
 )
 from otel_procmon.redact.filters import RedactionError, own_filters, read_redaction_filters
 from otel_procmon.redact.stage import Redaction, unredacted
-from otel_procmon.source.ebpf import EbpfSource
+from otel_procmon.source.bcc import OUTPUT_VARIABLE, BccSource
+from otel_procmon.source.bcc_program import Places
+from otel_procmon.source.choice import LOADERS, choose
+from otel_procmon.source.ebpf import BTF, EbpfSource
 from otel_procmon.source.errors import SourceError
 from otel_procmon.source.pins import Pins
 from otel_procmon.source.recording import Host, RecordingSource, RecordingWriter
@@ -85,7 +88,7 @@ _PATIENCE_S: Final = 0.5
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 PASSWD: Final = Path("/etc/passwd")
 
-_SOURCES: Final = "ebpf, tetragon:PATH, tetragon:- or recording:PATH"
+_SOURCES: Final = "auto, ebpf, bcc, tetragon:PATH, tetragon:- or recording:PATH"
 _OUTPUTS: Final = "otlp, otlp-json[:PATH], json[:PATH] or compact[:PATH]"
 
 _OF_TLS: Final = ("_CERTIFICATE", "_CLIENT_KEY")
@@ -180,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     selection.add_argument("--filter-file", metavar="FILE", help="Tetragon's export-allowlist and export-denylist")
 
     live = argparse.ArgumentParser(add_help=False)
-    live.add_argument("--source", metavar="SOURCE", help=f"where from: {_SOURCES}; ebpf if not given")
+    live.add_argument("--source", metavar="SOURCE", help=f"where from: {_SOURCES}; auto if not given")
     live.add_argument("--record", metavar="FILE", help="also write the kernel's records to FILE, to be replayed")
     live.add_argument(
         "--pin",
@@ -283,7 +286,7 @@ def _run(options: argparse.Namespace) -> int:
     redact = _redaction(config, ledger)
     kind, path = _source(options, config)
     node = os.environ.get("NODE_NAME") or socket.gethostname()
-    local = kind == "ebpf"
+    local = kind in LOADERS
     identity = _identity(config, local=local)
     # The kernel first: what happens while the exporters are set up waits in the ring.
     capture, greeting = _capture(kind, path, node, config, ledger, options=options, redact=redact)
@@ -404,14 +407,16 @@ def _source(options: argparse.Namespace, config: Config) -> tuple[str, str]:
     if options.command == "replay":
         return ("recording" if _is_recording(options.file) else "tetragon"), options.file
     kind, colon, path = config.source.partition(":")
-    if config.source == "bcc":
-        raise UsageError("the source bcc is not there yet; use ebpf, which needs no compiler, on a kernel with BTF")
-    if (kind == "ebpf") == bool(colon) or kind not in ("ebpf", "tetragon", "recording") or (colon and not path):
+    if (kind in LOADERS) == bool(colon) or kind not in (*LOADERS, "tetragon", "recording") or (colon and not path):
         raise UsageError(f"{config.source!r} is no source; use {_SOURCES}")
-    if options.record is not None and kind != "ebpf":
-        raise UsageError("--record writes the kernel's records, so it goes with --source ebpf only")
-    if options.pin and kind != "ebpf":
-        raise UsageError("--pin leaves programs in the kernel, so it goes with --source ebpf only")
+    if options.record is not None and kind not in LOADERS:
+        raise UsageError("--record writes the kernel's records, so it goes with --source auto, ebpf or bcc only")
+    if options.pin and kind == "bcc":
+        raise UsageError(
+            "--pin needs programs that every agent finds the same; those that BCC makes end with the agent"
+        )
+    if options.pin and kind not in LOADERS:
+        raise UsageError("--pin leaves programs in the kernel, so it goes with --source auto or ebpf only")
     return kind, path
 
 
@@ -438,17 +443,29 @@ def _capture(
     redact: Callable[[Event], Event],
 ) -> tuple[Capture, str]:
     """The open capture, and what to say of it. Raises SourceError."""
-    if kind == "ebpf":
-        source = EbpfSource(config.capture, pins=Pins() if options.pin else None)
+    if kind in LOADERS:
+        pinned = False
+        if kind == "auto":
+            kind, why = choose(BTF, Places(), platform.release())
+            _log.info("source: %s: %s", kind, why)
+            if options.pin and kind == "bcc":
+                _log.warning("nothing is pinned, for BCC makes the programs here: they end with this agent")
+        source: EbpfSource | BccSource
+        if kind == "bcc":
+            source = BccSource(config.capture, perf=os.environ.get(OUTPUT_VARIABLE) == "perf")
+        else:
+            pinned = options.pin
+            source = EbpfSource(config.capture, pins=Pins() if pinned else None)
         source.open()
         if source.started_clean:
             ledger.count("kernel", "lost: pinned by another version, with what it held", source.started_clean)
             _log.warning("what an agent of another version or configuration had pinned was removed")
         host = Host(node=node, boot_id=BOOT_ID.read_text(encoding="ascii").strip(), page_bytes=resource.getpagesize())
         recording = None if options.record is None else RecordingWriter(options.record, host)
-        kernel = KernelCapture(source, host, config, ledger, recording, pinned=options.pin, redact=redact)
+        kernel = KernelCapture(source, host, config, ledger, recording, pinned=pinned, redact=redact)
+        made = " by BCC" if kind == "bcc" else ""
         taken_over = ", going on where the last agent stopped" if source.taken_over else ""
-        return kernel, f"capturing every process of {node} (Linux {platform.release()}){taken_over}; Ctrl-C ends"
+        return kernel, f"capturing every process of {node} (Linux {platform.release()}){made}{taken_over}; Ctrl-C ends"
     if kind == "recording":
         recorded = RecordingSource(path)
         return RecordingCapture(recorded, recorded.open(), config, ledger, redact=redact), f"replaying {path}"

@@ -109,7 +109,7 @@ class PrivilegeOptions:
 class Config:
     """All of it. ``Config()`` is what an empty file says."""
 
-    source: str = "ebpf"
+    source: str = "auto"
     outputs: tuple[str, ...] = ("otlp",)
     filters: FilterOptions = field(default_factory=FilterOptions)
     capture: Capture = field(default_factory=Capture)

@@ -86,15 +86,15 @@ SECTIONS: Final = {
             "Regular expressions are RE2's and need only match somewhere."
         ),
     ),
-    "capture": (Capture, "How events are taken from the kernel (`source: ebpf`)."),
+    "capture": (Capture, "How events are taken from the kernel (`source: auto`, `ebpf` or `bcc`)."),
     "trace": (TraceOptions, "Where a new trace begins, and when a program that goes on is announced."),
     "lineage": (LineageOptions, "How much of the past is remembered."),
     "containers": (
         ContainerOptions,
         (
-            "Who is asked for containers and pods (`source: ebpf`), and how long what happens in them waits for the "
-            "answer. Nothing else waits. Where there is neither a runtime's socket nor a way to the Kubernetes API, "
-            "nobody is asked and nothing waits."
+            "Who is asked for containers and pods (where events are this host's), and how long what happens in them "
+            "waits for the answer. Nothing else waits. Where there is neither a runtime's socket nor a way to the "
+            "Kubernetes API, nobody is asked and nothing waits."
         ),
     ),
     "redaction": (
@@ -120,8 +120,9 @@ OPTIONS: Final = (
         "",
         "source",
         SOURCE,
-        "Where events come from: `ebpf` (this host's kernel), `tetragon:PATH` or `tetragon:-` (Tetragon's JSON, from a "
-        "file or standard input), `recording:PATH` (what `--record` wrote).",
+        "Where events come from: this host's kernel, by `ebpf` (needs BTF), by `bcc` (needs BCC and kernel headers: "
+        "bcc.md), or by `auto`, whichever of them can work; `tetragon:PATH` or `tetragon:-` (Tetragon's JSON, from a "
+        "file or standard input); `recording:PATH` (what `--record` wrote).",
     ),
     Option(
         "",

@@ -30,10 +30,11 @@ from otel_procmon.source.ebpf import (
 )
 from otel_procmon.source.errors import SourceError
 from otel_procmon.source.libbpf import BpfError, Library
+from otel_procmon.source.own_process import read_self
 from otel_procmon.source.perf import RECORD_MAX_BYTES, PerfReader
 from otel_procmon.source.procfs import complete
 from otel_procmon.source.ring import RingReader
-from otel_procmon.wire import EXEC_STRUCT, Kind
+from otel_procmon.wire import EXEC_STRUCT, Kind, read_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -148,12 +149,30 @@ class BccSource:
             self._size = self._capture.ring_bytes
             self._reader = RingReader(self._maps["ring"], self._size)
         self._programs["on_task"] = library.load_raw_tracepoint("on_task", _LICENCE, programs["on_task"])
+        self._check()
         for tracepoint, candidates in _TRACEPOINTS:
             self._attach(library, tracepoint, candidates, programs)
 
-    def _attach(
-        self, library: Library, tracepoint: str, candidates: Sequence[str], programs: dict[str, bytes]
-    ) -> None:
+    def _check(self) -> None:
+        """Whether the headers are this kernel's: what is read of this process by them must be what ``/proc`` tells.
+
+        Other headers compile as well, and everything would be read from the wrong places. Raises `SourceError`.
+        """
+        told = read_self(self._proc)
+        if told is None:
+            # A pid namespace or a ``/proc`` of its own: there the pids are others.
+            return
+        assert self._library is not None
+        size = self._library.run(self._programs["on_task"], told.pid)
+        answer = self._library.value(self._maps["answer"], _BUFFER_BYTES)[_RECORD_AT : _RECORD_AT + size]
+        if not size or not told.is_of(read_head(answer)):
+            raise SourceError(
+                f"The headers are not those of this kernel, Linux {os.uname().release}: what they say of its memory is "
+                f"wrong (process {told.pid} is not what it is). Install linux-headers-{os.uname().release} in the very "
+                "version that was booted, or boot the version that is installed."
+            )
+
+    def _attach(self, library: Library, tracepoint: str, candidates: Sequence[str], programs: dict[str, bytes]) -> None:
         for name in candidates:
             fd = library.load_raw_tracepoint(name, _LICENCE, programs[name])
             try:

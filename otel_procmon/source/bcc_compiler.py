@@ -8,8 +8,8 @@ needs no rights. It reads one JSON object from standard input:
     ``flags``     the compiler's arguments, as lists to be tried in turn
     ``programs``  names of the programs
 
-and writes one to standard output: ``programs``, by name the instructions in base64. What the compiler has to say goes to
-standard error. It exits 1 if no list of arguments works.
+and writes one to standard output: ``programs``, by name the instructions in base64. What the compiler has to say goes
+to standard error. It exits 1 if no list of arguments works.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _compile(
         "programs": PROGRAMS,
     }
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - the distribution's Python and this package's script
             [str(places.python), "-I", str(folder.parent / "bcc_compiler.py")],
             input=json.dumps(asked).encode(),
             capture_output=True,
@@ -137,8 +137,8 @@ def _compile(
     programs = _decode(done.stdout)
     if done.returncode != 0 or programs is None:
         raise SourceError(
-            f"BCC cannot compile the program for Linux {kernel.release} ({_first_error(said)}): see otel-procmon doctor "
-            "--verbose; are its headers those of this very kernel?"
+            f"BCC cannot compile the program for Linux {kernel.release} ({_first_error(said)}): see otel-procmon "
+            "doctor --verbose; are its headers those of this very kernel?"
         )
     if kept is not None:
         _keep(kept, done.stdout)

@@ -1,4 +1,4 @@
-"""The parts of the system's libbpf that the loaders need, by ctypes: objects, maps, programs, links, pins, perf buffers.
+"""The parts of the system's libbpf that the loaders need, by ctypes: objects, maps, programs, links, perf buffers.
 
 libbpf 1.0 or newer (``libbpf.so.1``: Debian 12, Ubuntu 24.04, Fedora 38 and later). Since 1.0 a function that returns a
 pointer answers NULL and sets ``errno``, and one that returns an int answers the negative errno; here both become

@@ -717,7 +717,7 @@ def test_why_the_program_cannot_be_loaded(
     (tmp_path / "lockdown").write_text(lockdown)
     monkeypatch.setattr(ebpf, "LOCKDOWN", tmp_path / "lockdown")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    sentence = ebpf._sentence(libbpf.BpfError(number, what), messages)
+    sentence = ebpf.sentence(libbpf.BpfError(number, what), messages)
     assert said in sentence
     assert sentence.endswith(".")
     assert "\n" not in sentence

@@ -35,6 +35,19 @@ def cannot_run(tier: str, reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def chosen_loader() -> str | None:
+    """Who loads the program, from the environment variable PROCMON_SOURCE: ``ebpf`` or ``bcc``; None is the default."""
+    loader = os.environ.get("PROCMON_SOURCE") or None
+    if loader not in (None, "ebpf", "bcc"):
+        pytest.fail(f"PROCMON_SOURCE={loader} is neither ebpf nor bcc", pytrace=False)
+    return loader
+
+
+def pins() -> bool:
+    """Whether the chosen loader can leave programs in the kernel. BCC cannot: what it makes ends with the agent."""
+    return chosen_loader() != "bcc"
+
+
 class AgentError(Exception):
     """The agent did not start, or did not stop as it should. The message holds what it wrote to stderr."""
 
@@ -149,6 +162,8 @@ def run_command(
         for name, value in os.environ.items()
         if not name.startswith("OTEL_") and not name.lower().endswith("_proxy")
     }
+    if arguments[0] in {"run", "watch"} and "--source" not in arguments and (loader := chosen_loader()) is not None:
+        arguments += ("--source", loader)
     if arguments[0] in {"run", "watch"} and "--spool" not in arguments:
         arguments += ("--spool", str(directory / f"agent-{run}.spool"))
     with out_path.open("wb") as out, err_path.open("wb") as err:
