@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from otel_procmon.source.command_lines import command_lines
 from otel_procmon.wire import EXEC_STRUCT, Fact, Field, Head, Strings, pack_task, read_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from otel_procmon.source.command_lines import ReadCommandLine
 
 _DELETED: Final = b" (deleted)"
 """What the kernel puts behind the path of a file that no name leads to any more."""
@@ -27,10 +30,11 @@ def complete(
     """
     records = list_tasks()
     heads = [read_head(record) for record in records]
-    told = [
-        None if is_known(record) else read_strings(proc, head, record[EXEC_STRUCT.size :], args_max_bytes)
-        for record, head in zip(records, heads, strict=True)
-    ]
+    with command_lines(args_max_bytes) as read_command_line:
+        told = [
+            None if is_known(record) else read_strings(proc, head, record[EXEC_STRUCT.size :], read_command_line)
+            for record, head in zip(records, heads, strict=True)
+        ]
     unchanged = {_image(read_head(record)) for record in list_tasks()}
     for index, (head, found) in enumerate(zip(heads, told, strict=True)):
         if found is None:
@@ -47,7 +51,9 @@ def _image(head: Head) -> tuple[int, int, int]:
     return head.pid, head.start_ns, head.generation
 
 
-def read_strings(proc: Path, head: Head, cgroup: bytes, args_max_bytes: int) -> tuple[Head, Strings, int]:
+def read_strings(
+    proc: Path, head: Head, cgroup: bytes, read_command_line: ReadCommandLine
+) -> tuple[Head, Strings, int]:
     """The head with what is to be said of the strings of its process, the strings, and how many arguments they are.
 
     What cannot be read (the process has just ended, `proc` is another pid namespace's) is marked as unread. Of a
@@ -71,14 +77,12 @@ def read_strings(proc: Path, head: Head, cgroup: bytes, args_max_bytes: int) -> 
     if cwd.endswith(_DELETED):
         cwd = cwd.removesuffix(_DELETED)
         facts |= Fact.CWD_DELETED
-    try:
-        with (directory / "cmdline").open("rb") as file:
-            args = file.read(args_max_bytes + 1)
-    except OSError:
+    read = read_command_line(directory / "cmdline")
+    if read is None:
         unread |= Field.ARGS
-    if len(args) > args_max_bytes:
-        args = args[:args_max_bytes]
-        cut |= Field.ARGS
+    else:
+        args, was_cut = read
+        cut |= Field.ARGS if was_cut else 0
     head = head._replace(facts=int(facts), unread=int(unread), cut=int(cut))
     strings = Strings(filename, b"", b"", _leaf_first(cwd), cgroup, args)
     return head, strings, args.count(b"\0") + (not args.endswith(b"\0") and bool(args))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_procmon.events import Discovered
+from otel_procmon.source import command_lines as module
+from otel_procmon.source.command_lines import command_lines
 from otel_procmon.source.ebpf import PROC
 from otel_procmon.source.procfs import read_strings
 from otel_procmon.wire import Fact, Field, Kind, pack_task
@@ -44,7 +46,8 @@ def running(*argv: str | bytes, **how: Any) -> Iterator[int]:
 
 
 def read(pid: int, cgroup: bytes = b"", limit: int = LIMIT, proc: Path = PROC) -> tuple[Head, Strings, int]:
-    return read_strings(proc, head(kind=Kind.TASK, pid=pid), cgroup, limit)
+    with command_lines(limit) as read_command_line:
+        return read_strings(proc, head(kind=Kind.TASK, pid=pid), cgroup, read_command_line)
 
 
 def process_of(pid: int, limit: int = LIMIT) -> Process:
@@ -160,7 +163,31 @@ def test_proc_of_another_pid_namespace_or_none(tmp_path: Path) -> None:
 
 def test_what_was_known_of_the_head_stays(tmp_path: Path) -> None:
     before = head(kind=Kind.TASK, pid=1, facts=int(Fact.TTY), unread=int(Field.VPID), cut=int(Field.CGROUP))
-    now, _, _ = read_strings(tmp_path, before, b"", LIMIT)
+    now, _, _ = read_strings(tmp_path, before, b"", lambda _: None)
     assert now.facts & Fact.TTY
     assert now.unread & Field.VPID
     assert now.cut == Field.CGROUP
+
+
+def test_command_lines_that_nobody_can_read_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a process's memory is a file of its own: a pipe to which nobody writes lets its reader wait as well."""
+    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(module, "STUCK_MAX", 3)
+    pipes = [tmp_path / f"pipe-{number}" for number in range(4)]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    good = tmp_path / "good"
+    good.write_bytes(b"a\0b\0")
+    with command_lines(3) as read_command_line:
+        assert read_command_line(good) == (b"a\0b", True)
+        assert read_command_line(pipes[0]) is None
+        assert read_command_line(good) == (b"a\0b", True)
+        assert read_command_line(tmp_path / "none") is None
+        assert read_command_line(pipes[1]) is None
+        assert read_command_line(pipes[2]) is None
+        assert read_command_line(good) is None, "too many are stuck"
+    with command_lines(4) as read_command_line:
+        assert read_command_line(good) == (b"a\0b\0", False)
+    for pipe in pipes[:3]:
+        # Those that were stuck go on, and end.
+        os.close(os.open(pipe, os.O_WRONLY))
