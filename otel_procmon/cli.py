@@ -51,6 +51,7 @@ from otel_procmon.privileges import (
     find_user,
     give_spool,
     least,
+    make_way,
     unreadable,
     with_group_of_socket,
 )
@@ -531,8 +532,11 @@ def _drop(config: Config, identity: Identity | None, capture: Capture) -> None:
         if identity is not None:
             raise PrivilegeError(f"privileges.keep is [{ALL}], and another user would not have them: leave out one")
         return
-    if identity is not None and config.delivery.spool_directory is not None:
-        give_spool(Path(config.delivery.spool_directory), identity)
+    if config.delivery.spool_directory is not None:
+        spool = Path(config.delivery.spool_directory)
+        make_way(spool)
+        if identity is not None:
+            give_spool(spool, identity)
     asked = {name.removeprefix("CAP_") for name in config.privileges.keep}
     keep = set(asked)
     if kernel is not None:

@@ -198,6 +198,13 @@ def _closed(identity: Identity, path: Path) -> str:
     )
 
 
+def make_way(directory: Path) -> None:
+    """Make what is above `directory` such that every user may enter it: later, files are made for their owner only."""
+    # Whoever needs it says so.
+    with suppress(OSError, ValueError):
+        directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
 def give_spool(directory: Path, identity: Identity) -> None:
     """Make `directory` for `identity` alone, or give it one that is root's, with what is in it. Raises PrivilegeError.
 
@@ -206,8 +213,6 @@ def give_spool(directory: Path, identity: Identity) -> None:
     """
     descriptor = None
     try:
-        with suppress(FileExistsError):
-            directory.parent.mkdir(mode=0o755, parents=True)
         with suppress(FileExistsError):
             directory.mkdir(mode=0o700)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -493,6 +493,9 @@ def _claim(path: Path) -> int:
             raise SpoolError(
                 f"the spool {path} is a link; set delivery.spool_directory to what it points to"
             ) from error
+        # Root that has given up its rights may not look into it, but it may see whose it is.
+        with suppress(OSError, ValueError):
+            _belongs_to_this_user(path, path.stat())
         raise _cannot_use(path, error) from error
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -515,11 +518,7 @@ def _claim(path: Path) -> int:
 def _make_private(path: Path, directory: int) -> None:
     """See to it that nobody else can put files there. Raises SpoolError, or OSError."""
     status = os.fstat(directory)
-    if status.st_uid != os.geteuid():
-        raise SpoolError(
-            f"the spool {path} belongs to user {status.st_uid}, who could change what is in it; give it to user "
-            f"{os.geteuid()} (chown), or set delivery.spool_directory to another directory"
-        )
+    _belongs_to_this_user(path, status)
     if not status.st_mode & 0o022:
         return
     # Kubernetes makes an emptyDir with mode 0777. A directory with something in it may be there for others.
@@ -529,6 +528,15 @@ def _make_private(path: Path, directory: int) -> None:
             "delivery.spool_directory to another directory"
         )
     os.fchmod(directory, 0o700)
+
+
+def _belongs_to_this_user(path: Path, status: os.stat_result) -> None:
+    """Raises SpoolError if not."""
+    if status.st_uid != os.geteuid():
+        raise SpoolError(
+            f"the spool {path} belongs to user {status.st_uid}, who could change what is in it; give it to user "
+            f"{os.geteuid()} (chown), or set delivery.spool_directory to another directory"
+        )
 
 
 def _cannot_use(path: Path, error: OSError | ValueError) -> SpoolError:

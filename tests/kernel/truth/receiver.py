@@ -41,6 +41,8 @@ class Received:
         self.port = 0
         self.logs: list[Log] = []
         self.spans: list[Span] = []
+        self.metrics = 0
+        """Requests with metrics."""
         self.compressed: list[bool] = []
         """Of each request, in the order in which they came; for gRPC of each connection that carried any."""
         self.problems: list[str] = []
@@ -140,6 +142,7 @@ def _http(received: Received, port: int, host: str) -> Iterator[None]:
             elif self.path == "/v1/metrics":
                 # The agent's own; they are not looked at here.
                 metrics_pb.ExportMetricsServiceRequest.FromString(body)
+                received.metrics += 1
                 answer = metrics_pb.ExportMetricsServiceResponse().SerializeToString()
             else:
                 received.problems.append(f"path {self.path}")
@@ -197,6 +200,7 @@ def _grpc(received: Received, port: int) -> Iterator[None]:
 
     class Metrics(metrics_grpc.MetricsServiceServicer):
         def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 - the service's names
+            received.metrics += 1
             return metrics_pb.ExportMetricsServiceResponse()
 
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
