@@ -349,7 +349,7 @@ def test_nothing_to_read(otel_procmon: Run) -> None:
 # Usage
 
 _OUTPUTS = "otlp, otlp-json[:PATH], json[:PATH] or compact[:PATH]"
-_SOURCES = "ebpf, tetragon:PATH, tetragon:- or recording:PATH"
+_SOURCES = "auto, ebpf, bcc, tetragon:PATH, tetragon:- or recording:PATH"
 
 
 @pytest.mark.parametrize("output", ["nope", "", "json:", "compact:", "otlp:x", "otlp-json:", "JSON", "otlp,json"])
@@ -359,30 +359,29 @@ def test_unknown_output(otel_procmon: Run, output: str) -> None:
     assert done.err == f"otel-procmon replay: {output!r} is no output; use {_OUTPUTS}\n"
 
 
-@pytest.mark.parametrize("source", ["nope", "", "ebpf:x", "tetragon", "tetragon:", "recording", "recording:", "Ebpf"])
+@pytest.mark.parametrize(
+    "source", ["nope", "", "ebpf:x", "auto:x", "bcc:", "tetragon", "tetragon:", "recording", "recording:"]
+)
 def test_unknown_source(otel_procmon: Run, source: str) -> None:
     done = otel_procmon("watch", "--source", source)
     assert (done.code, done.out) == (2, "")
     assert done.err == f"otel-procmon watch: {source!r} is no source; use {_SOURCES}\n"
 
 
-def test_source_that_is_not_there_yet(otel_procmon: Run) -> None:
-    done = otel_procmon("run", "--source", "bcc")
-    assert done.code == 2
-    assert done.err.startswith("otel-procmon run: the source bcc is not there yet; use ebpf")
-
-
 def test_record_without_the_kernel(otel_procmon: Run, tmp_path: Path) -> None:
     done = otel_procmon("run", "--source", "tetragon:-", "--record", tmp_path / "r")
     assert done.code == 2
-    assert "--record writes the kernel's records, so it goes with --source ebpf only" in done.err
+    assert "--record writes the kernel's records, so it goes with --source auto, ebpf or bcc only" in done.err
     assert not (tmp_path / "r").exists()
 
 
 def test_pin_without_the_kernel(otel_procmon: Run) -> None:
     done = otel_procmon("run", "--source", "tetragon:-", "--pin")
     assert done.code == 2
-    assert "--pin leaves programs in the kernel, so it goes with --source ebpf only" in done.err
+    assert "--pin leaves programs in the kernel, so it goes with --source auto or ebpf only" in done.err
+    done = otel_procmon("run", "--source", "bcc", "--pin")
+    assert done.code == 2
+    assert "those that BCC makes end with the agent" in done.err
 
 
 @pytest.mark.parametrize(
