@@ -11,7 +11,8 @@ import ctypes
 import errno
 import os
 from collections import deque
-from ctypes import CFUNCTYPE, POINTER, byref, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, byref, c_bool, c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from mmap import mmap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _MESSAGES_MAX = 2000
 _PRINT = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 PERF_EVENT = CFUNCTYPE(c_int, c_void_p, c_int, c_void_p)
 """``perf_buffer_event_fn``: takes a context, a CPU and a perf record."""
+_MESSAGE_BYTES = 1 << 20
 _LOG_BYTES = 1 << 23
 _RAW_TRACEPOINT = 17
 """``BPF_PROG_TYPE_RAW_TRACEPOINT``."""
@@ -93,6 +95,8 @@ class Library:
             raise LibbpfMissingError(str(error)) from error
         self._lib = lib
         self.messages: deque[str] = deque(maxlen=_MESSAGES_MAX)
+        # One for all of the 1,500 messages of a load. Mapped, so that it takes no memory but where it is written to.
+        self._message = (c_char * _MESSAGE_BYTES).from_buffer(mmap(-1, _MESSAGE_BYTES))
         # libbpf hands a va_list over, which only vsnprintf can read. On x86-64 and arm64 it arrives as a pointer.
         self._print = _PRINT(self._keep_message)
         pointers: dict[str, list[type]] = {
@@ -143,10 +147,8 @@ class Library:
 
     def _keep_message(self, level: int, text: bytes, arguments: int) -> int:
         del level
-        size = 1 << 20
-        buffer = ctypes.create_string_buffer(size)
-        _libc.vsnprintf(buffer, c_size_t(size), c_char_p(text), c_void_p(arguments))
-        self.messages.append(buffer.value.decode(errors="replace").rstrip("\n"))
+        _libc.vsnprintf(self._message, c_size_t(_MESSAGE_BYTES), c_char_p(text), c_void_p(arguments))
+        self.messages.append(self._message.value.decode(errors="replace").rstrip("\n"))
         return 0
 
     def pointer(self, name: str, *arguments: object) -> int:
