@@ -1,9 +1,9 @@
 """Reads command lines of other processes in bounded time.
 
-The kernel takes ``/proc/<pid>/cmdline`` from the process's own memory. Where a page of that comes from a file of the
-process's own (FUSE), or by userfaultfd, whoever reads it waits for as long as the process likes, and so does ``ps``. So
-another thread reads. One that is stuck is left to its wait, and ends with that, with the other process, or with this
-one.
+The kernel takes ``/proc/<pid>/cmdline`` from the process's own memory, for which it has to have the lock of that. Where
+a thread of the process holds it and is stuck (a disk or a file server that does not answer), whoever reads waits as
+well, ``ps`` too. (Pages from files are refused since Linux 4.17, CVE-2018-1120, and nobody waits for userfaultfd.) So
+another thread reads. One that is stuck is left to its wait, and ends with that, or with this process.
 """
 
 from __future__ import annotations
@@ -45,29 +45,31 @@ class _Reader:
         self._max_bytes = max_bytes
         self._requests: _Requests = SimpleQueue()
         self._answers: _Answers = SimpleQueue()
-        self._running = False
+        self._thread: threading.Thread | None = None
         self._stuck = 0
 
     def read(self, path: Path) -> CommandLine | None:
         if self._stuck >= STUCK_MAX:
             return None
-        if not self._running:
-            # Only now: it has the rights that this thread has by now, and not those that it gave up.
-            self._running = True
-            threading.Thread(
+        if self._thread is None:
+            self._thread = threading.Thread(
                 target=_answer, args=(self._requests, self._answers, self._max_bytes), name="command-lines", daemon=True
-            ).start()
+            )
+            self._thread.start()
         self._requests.put(path)
         try:
             return self._answers.get(timeout=max(LEAST_PATIENCE_S, PATIENCE_S / 2**self._stuck))
         except Empty:
             self._stuck += 1
-            self.end()
-            self._requests, self._answers, self._running = SimpleQueue(), SimpleQueue(), False
+            self._requests.put(None)
+            self._requests, self._answers, self._thread = SimpleQueue(), SimpleQueue(), None
             return None
 
     def end(self) -> None:
         self._requests.put(None)
+        if self._thread is not None:
+            # It is not stuck, and must be gone: privileges are dropped next, which threads would keep.
+            self._thread.join()
 
 
 def _answer(requests: _Requests, answers: _Answers, max_bytes: int) -> None:
