@@ -9,13 +9,14 @@ another thread reads. One that is stuck is left to its wait, and ends with that,
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     CommandLine = tuple[bytes, bool]
     """The arguments as they are there, each ended by NUL, and whether they were cut."""
@@ -28,6 +29,8 @@ LEAST_PATIENCE_S: Final = 0.02
 """How long one may take; where one after another takes longer, each half as long as the one before."""
 STUCK_MAX: Final = 64
 """After so many, no more are read. All of them together take three seconds."""
+
+_TASKS: Final = Path("/proc/self/task")
 
 
 @contextmanager
@@ -70,6 +73,10 @@ class _Reader:
         if self._thread is not None:
             # It is not stuck, and must be gone: privileges are dropped next, which threads would keep.
             self._thread.join()
+            # Python calls it ended a moment before the kernel does.
+            deadline = time.monotonic() + PATIENCE_S
+            while (_TASKS / str(self._thread.native_id)).exists() and time.monotonic() < deadline:
+                time.sleep(0.001)
 
 
 def _answer(requests: _Requests, answers: _Answers, max_bytes: int) -> None:
