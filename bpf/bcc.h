@@ -3,8 +3,8 @@
  * The way to the kernel by BCC: compiled on the machine it runs on, against the headers of its kernel. The words are
  * those of core.h and of libbpf's headers.
  *
- * BCC is the compiler here and no more: maps are numbers that the loader (otel_procmon/source/bcc.py) replaces by its
- * descriptors, the configuration comes as macros from it, and what BCC would write into the source by itself (it makes
+ * BCC is the compiler here and no more: maps and configuration are numbers that the loader (otel_procmon/source/bcc.py)
+ * replaces, and what BCC would write into the source by itself (it makes
  * reads of memory out of what a program's argument points to) it leaves alone, because no argument has a type that it
  * knows: every read stands here.
  */
@@ -36,6 +36,12 @@ struct mount {
 
 /* BCC's headers say that it returns an int; then the verifier could not follow how its result is checked. */
 #define bpf_probe_read_kernel_str ((long (*)(void *, __u32, const void *))BPF_FUNC_probe_read_kernel_str)
+
+/*
+ * What is checked of the variable before and after it stays apart. Put together, two checks of a number's ends are one of
+ * its distance from one of them, and the verifier of 6.1 does not see what that says of the number.
+ */
+#define APART(variable) asm volatile("" : "+r"(variable))
 
 /* The comma takes away a field's `const`, which a local variable must not have. */
 #define FIELD(pointer, field)                                                           \
@@ -103,13 +109,12 @@ static __always_inline struct kernfs_node *kernfs_parent(struct kernfs_node *nod
 #define bpf_core_enum_value_exists(type, value) ((int)(value) >= 0)
 #define bpf_core_enum_value(type, value) ((int)(value) >= 0 ? (int)(value) : 0)
 
-static const struct procmon_config config = {
-	.wake_bytes = PROCMON_WAKE_BYTES,
-	.args_max_bytes = PROCMON_ARGS_MAX_BYTES,
-	.cpus = PROCMON_CPUS,
-	.exec_room_bytes = PROCMON_EXEC_ROOM_BYTES,
-	.fork_room_bytes = PROCMON_FORK_ROOM_BYTES,
-};
+/*
+ * Fields of struct procmon_config, and maps. The loader gives them numbers, PROCMON_CONFIG_… and PROCMON_MAP_…, and puts
+ * values and descriptors in their place: so what was compiled once serves every configuration.
+ */
+#define CONFIG(name) bpf_pseudo_fd(1, PROCMON_CONFIG_##name)
+#define MAP(name) ((void *)bpf_pseudo_fd(1, PROCMON_MAP_##name))
 
 /* The scheduler's clock as a CPU has shown it: see clock.h. */
 struct clock_sight {
@@ -118,9 +123,7 @@ struct clock_sight {
 	__s64 previous_ahead_ns;
 };
 
-/* The loader makes the maps; it says their numbers and the sizes of their values, PROCMON_MAP_… and PROCMON_SIZE_…. */
-#define MAP(name) ((void *)bpf_pseudo_fd(1, PROCMON_MAP_##name))
-
+/* The loader makes the maps, and says what sizes it gives them. */
 _Static_assert(sizeof(struct procmon_counters) == PROCMON_SIZE_counters, "counters");
 _Static_assert(sizeof(struct buffer) == PROCMON_SIZE_buffers, "buffers");
 _Static_assert(sizeof(struct buffer) == PROCMON_SIZE_answer, "answer");

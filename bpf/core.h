@@ -20,6 +20,9 @@
 #define FIELD_IO(pointer, field) FIELD(pointer, ioac.field)
 #define BPF_CORE_READ_IO(pointer, field) BPF_CORE_READ(pointer, ioac.field)
 
+/* What stands before and after it stays apart: bcc.h needs that. */
+#define APART(variable)
+
 static __always_inline bool read_auid(struct task_struct *task, __u32 *auid)
 {
 	if (!bpf_core_field_exists(task->loginuid))
@@ -43,6 +46,7 @@ const volatile struct procmon_config config = {
 	.fork_room_bytes = (__u64)-1,
 };
 
+#define CONFIG(name) config.name
 #define MAP(name) (&name)
 
 struct {

@@ -42,7 +42,7 @@ static __always_inline __u64 wake_flags(__u64 now_ns)
 {
 	__u64 *last_ns;
 
-	if (bpf_ringbuf_query(MAP(ring), BPF_RB_AVAIL_DATA) < config.wake_bytes)
+	if (bpf_ringbuf_query(MAP(ring), BPF_RB_AVAIL_DATA) < CONFIG(wake_bytes))
 		return BPF_RB_NO_WAKEUP;
 	/*
 	 * Two CPUs may both pass here: one wakeup too many does no harm. One too few could, if the reader took all and

@@ -52,7 +52,7 @@ static __always_inline struct buffer *take_buffer(void)
 	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
 	if (buffer && take(buffer))
 		return buffer;
-	key = cpu + config.cpus;
+	key = cpu + CONFIG(cpus);
 	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
 	if (buffer && take(buffer))
 		return buffer;
@@ -124,7 +124,7 @@ static __always_inline int tell_exec(void *context, struct task_struct *task, st
 	if (!counts)
 		return 0;
 	count(&counts->made[PROCMON_EXEC]);
-	if (!HAS_ROOM(config.exec_room_bytes)) {
+	if (!HAS_ROOM(CONFIG(exec_room_bytes))) {
 		count(&counts->lost_ring_full[PROCMON_EXEC]);
 		return 0;
 	}
@@ -157,7 +157,7 @@ static __always_inline int tell_fork(void *context, struct task_struct *parent, 
 	if (!counts)
 		return 0;
 	count(&counts->made[PROCMON_FORK]);
-	if (!HAS_ROOM(config.fork_room_bytes))
+	if (!HAS_ROOM(CONFIG(fork_room_bytes)))
 		fork = NULL;
 	else
 		fork = reserve(&place, sizeof(*fork));

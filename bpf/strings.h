@@ -147,16 +147,20 @@ static __always_inline void append_cgroup(struct buffer *buffer, struct task_str
 		if (end > PROCMON_PATHS_MAX - NAME_BYTES)
 			break;
 		length = bpf_probe_read_kernel_str(&buffer->strings[end], NAME_BYTES, FIELD(node, name));
-		if (length <= 0 || length > NAME_BYTES) {
-			head->unread |= PROCMON_FIELD_CGROUP;
-			return;
-		}
+		if (length <= 0)
+			goto unread;
+		APART(length);
+		if (length > NAME_BYTES)
+			goto unread;
 		/* In place of the NUL. */
 		buffer->strings[end + length - 1] = '/';
 		buffer->end = end + length;
 		node = parent;
 	}
 	head->cut |= PROCMON_FIELD_CGROUP;
+	return;
+unread:
+	head->unread |= PROCMON_FIELD_CGROUP;
 }
 
 /* Appends a NUL-terminated string of the kernel, at most `size` bytes with its NUL, which is not kept. */
@@ -168,13 +172,17 @@ static __always_inline void append_string(struct buffer *buffer, const char *str
 	if (end > PROCMON_PATHS_MAX)
 		return;
 	length = bpf_probe_read_kernel_str(&buffer->strings[end], size, string);
-	if (length <= 0 || length > size) {
-		buffer->exec.task.unread |= field;
-		return;
-	}
+	if (length <= 0)
+		goto unread;
+	APART(length);
+	if (length > size)
+		goto unread;
 	if (length == size)
 		buffer->exec.task.cut |= field;
 	buffer->end = end + length - 1;
+	return;
+unread:
+	buffer->exec.task.unread |= field;
 }
 
 static __always_inline void append_arguments(struct buffer *buffer, struct mm_struct *mm)
@@ -188,8 +196,8 @@ static __always_inline void append_arguments(struct buffer *buffer, struct mm_st
 	exec->args_bytes = bytes;
 	if (end > PROCMON_PATHS_MAX)
 		return;
-	if (bytes > config.args_max_bytes) {
-		bytes = config.args_max_bytes;
+	if (bytes > CONFIG(args_max_bytes)) {
+		bytes = CONFIG(args_max_bytes);
 		exec->task.cut |= PROCMON_FIELD_ARGS;
 	}
 	if (bytes > PROCMON_ARGS_MAX)

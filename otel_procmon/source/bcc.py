@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from otel_procmon.source.bcc_program import Places, compile_program
 from otel_procmon.source.ebpf import (
     BUFFERS_PER_CPU,
+    CONFIG,
     COUNTERS_BYTES,
     EXEC_ROOM,
     FORK_ROOM,
@@ -66,8 +67,12 @@ class _Map(NamedTuple):
     entries: int
 
 
-_FIRST_NUMBER: Final = 1 << 20
-"""Stands for the first map in the compiled instructions. No descriptor of the compiler's is so large."""
+_FIRST_MAP: Final = 1 << 20
+_FIRST_VALUE: Final = 1 << 21
+"""Stand for the first map and the first field of the configuration in the compiled instructions.
+
+No descriptor of the compiler's own is so large.
+"""
 _LOAD_NUMBER, _BY_DESCRIPTOR = 0x18, 1
 """The instruction that loads 64 bits, and in it BPF_PSEUDO_MAP_FD: they are a map's descriptor."""
 _INSTRUCTION: Final = struct.Struct("<BBhi")
@@ -127,18 +132,22 @@ class BccSource:
         cpus = library.possible_cpus()
         perf = self._perf or not _has_ring(library)
         maps = _maps(cpus, self._capture.ring_bytes, perf=perf)
-        numbers = {name: _FIRST_NUMBER + index for index, name in enumerate(maps)}
-        arguments_max = self._capture.arguments_max_bytes
+        config = {
+            "wake_bytes": int(self._capture.ring_bytes * self._capture.wake_fraction),
+            "args_max_bytes": self._capture.arguments_max_bytes,
+            "cpus": cpus,
+            "exec_room_bytes": int(self._capture.ring_bytes * EXEC_ROOM),
+            "fork_room_bytes": int(self._capture.ring_bytes * FORK_ROOM),
+        }
         if perf:
-            arguments_max = min(arguments_max, RECORD_MAX_BYTES - EXEC_STRUCT.size - _PATHS_BYTES)
-        macros = _macros(maps, numbers, self._capture, cpus, arguments_max)
-        if perf:
-            macros["PROCMON_PERF"] = 1
-        programs = compile_program(macros, self._places, self._said, os.uname())
+            longest = RECORD_MAX_BYTES - EXEC_STRUCT.size - _PATHS_BYTES
+            config["args_max_bytes"] = min(config["args_max_bytes"], longest)
+        programs = compile_program(macros(maps, perf=perf), self._places, self._said, os.uname())
         for name, each in maps.items():
             self._maps[name] = library.create_map(each.kind, name, each.key_bytes, each.value_bytes, each.entries)
-        fds = {number: self._maps[name] for name, number in numbers.items()}
-        programs = {name: place_maps(code, fds) for name, code in programs.items()}
+        fds = {number: self._maps[name] for number, name in enumerate(maps, _FIRST_MAP)}
+        values = {number: config[name] for number, (name, _) in enumerate(CONFIG, _FIRST_VALUE)}
+        programs = {name: place(code, fds, values) for name, code in programs.items()}
         # The reader first: a perf buffer that is not open takes nothing.
         if perf:
             pages = _pages(self._capture.ring_bytes // cpus)
@@ -284,37 +293,40 @@ def _maps(cpus: int, ring_bytes: int, *, perf: bool) -> dict[str, _Map]:
     }
 
 
-def _macros(
-    maps: dict[str, _Map], numbers: dict[str, int], capture: Capture, cpus: int, arguments_max: int
-) -> dict[str, int]:
+def macros(maps: dict[str, _Map], *, perf: bool) -> dict[str, int]:
     """What ``bpf/bcc.h`` wants to be told."""
-    ring_bytes = capture.ring_bytes
     return {
-        "PROCMON_WAKE_BYTES": int(ring_bytes * capture.wake_fraction),
-        "PROCMON_ARGS_MAX_BYTES": arguments_max,
-        "PROCMON_CPUS": cpus,
-        "PROCMON_EXEC_ROOM_BYTES": int(ring_bytes * EXEC_ROOM),
-        "PROCMON_FORK_ROOM_BYTES": int(ring_bytes * FORK_ROOM),
-        **{f"PROCMON_MAP_{name}": number for name, number in numbers.items()},
+        **{f"PROCMON_CONFIG_{name}": number for number, (name, _) in enumerate(CONFIG, _FIRST_VALUE)},
+        **{f"PROCMON_MAP_{name}": number for number, name in enumerate(maps, _FIRST_MAP)},
         **{f"PROCMON_SIZE_{name}": each.value_bytes for name, each in maps.items()},
         "PROCMON_KEY_exits_told": maps["exits_told"].key_bytes,
+        **({"PROCMON_PERF": 1} if perf else {}),
     }
 
 
-def place_maps(instructions: bytes, fds: dict[int, int]) -> bytes:
-    """`instructions` with the numbers of maps replaced by `fds`. ValueError if one is not there."""
+def place(instructions: bytes, fds: dict[int, int], values: dict[int, int]) -> bytes:
+    """`instructions` with the numbers of maps replaced by descriptors, and those of configuration by values.
+
+    ValueError if a number is neither's.
+    """
     placed = bytearray(instructions)
     at = 0
     while at < len(placed):
         opcode, registers, offset, number = _INSTRUCTION.unpack_from(placed, at)
-        if opcode == _LOAD_NUMBER:
-            if registers >> 4 == _BY_DESCRIPTOR:
-                if number not in fds:
-                    raise ValueError(f"instruction {at // 8} names the map {number}, which there is not")
-                _INSTRUCTION.pack_into(placed, at, opcode, registers, offset, fds[number])
-            # It is two instructions long.
+        if opcode != _LOAD_NUMBER:
             at += 8
-        at += 8
+            continue
+        # It is two instructions long, and the second one has the upper half.
+        if registers >> 4 == _BY_DESCRIPTOR:
+            if number in fds:
+                _INSTRUCTION.pack_into(placed, at, opcode, registers, offset, fds[number])
+            elif number in values:
+                low, high = struct.unpack("<ii", struct.pack("<Q", values[number]))
+                _INSTRUCTION.pack_into(placed, at, opcode, registers & 0x0F, offset, low)
+                _INSTRUCTION.pack_into(placed, at + 8, 0, 0, 0, high)
+            else:
+                raise ValueError(f"instruction {at // 8} names {number}, which is neither a map nor a value")
+        at += 16
     return bytes(placed)
 
 

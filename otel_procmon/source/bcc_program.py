@@ -33,6 +33,8 @@ VARIANTS: Final = ((), ("-DPROCMON_KERNFS_PARENT=__parent",))
 COMPILE_TIMEOUT_S: Final = 600.0
 """It takes 2 s, and 100 s on an emulated machine."""
 _CACHE_MODE: Final = 0o700
+_KEPT_MAX: Final = 4
+"""So many results: of the kernels that a machine is booted with in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ def _decode(answer: bytes) -> dict[str, bytes] | None:
 
 
 def _keep(path: Path, answer: bytes) -> None:
-    """Keep it in place of others; what cannot be kept is compiled again the next time."""
+    """Keep it, in place of the oldest; what cannot be kept is compiled again the next time."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=_CACHE_MODE, parents=True, exist_ok=True)
         if not _is_ours(path.parent):
@@ -195,9 +197,9 @@ def _keep(path: Path, answer: bytes) -> None:
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:  # noqa: PTH123
             file.write(answer)
         new.replace(path)
-        for other in path.parent.glob("bcc-*.json"):
-            if other != path:
-                other.unlink()
+        kept = sorted(path.parent.glob("bcc-*.json"), key=lambda each: each.stat().st_mtime, reverse=True)
+        for old in kept[_KEPT_MAX:]:
+            old.unlink()
 
 
 def _first_error(said: str) -> str:
