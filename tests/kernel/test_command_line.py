@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.kernel.truth.family import Family, exec_id, family, with_word
+from tests.kernel.truth.machine import bound
 from tests.kernel.truth.otlp import Log, read_logs, read_spans
 from tests.kernel.truth.receiver import HOST, refusing_port
 from tests.kernel.truth.running import LEDGER, Agent, RunningAgent, cannot_run, run_command
@@ -35,7 +36,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("require_kernel")]
 
 SOON_SECONDS = 20
 """A tenth of a second is what is promised; a busy machine may need longer to let everybody run."""
-ANSWER_SECONDS = 60
+ANSWER_SECONDS = bound(60)
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 NOBODY = 65534
 
@@ -305,6 +306,7 @@ def test_signal_ends_it_when_all_is_told(number: signal.Signals, running_agent: 
     assert "Traceback" not in agent.stderr
 
 
+@pytest.mark.every_kernel
 def test_doctor_finds_that_this_host_can_capture() -> None:
     with refusing_port() as port:
         env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{HOST}:{port}"}
@@ -359,6 +361,7 @@ def test_doctor_tells_nobody_what_is_missing() -> None:
     assert done.stdout.splitlines()[-1] == "This host cannot capture yet: see what is missing."
 
 
+@pytest.mark.every_kernel
 def test_root_without_capabilities() -> None:
     """As in a container that is not privileged."""
     if shutil.which("setpriv") is None:

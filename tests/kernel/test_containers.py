@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.kernel.truth.family import with_word
+from tests.kernel.truth.machine import bound
 from tests.kernel.truth.running import cannot_run
 from tests.kernel.truth.shell import marker, shell
 from tests.system.bed.enclosure import cgroup_roots
@@ -53,6 +54,9 @@ FORMS = {
 }
 """A cgroup's path, the runtime that it tells, and whether it tells a pod."""
 
+OF_EVERY_KERNEL = ("kubelet, cgroupfs driver", "CRI-O", "kind")
+"""Those that are tried on every kernel: one of the usual, the longest name, the deepest."""
+
 
 class Identity(NamedTuple):
     """What is put into a path."""
@@ -80,12 +84,14 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return busybox_tree(tmp_path_factory.mktemp("busybox"))
 
 
-@pytest.fixture
-def asks_nobody(tmp_path: Path) -> tuple[str, str]:
-    """Arguments for an agent that knows of containers what the kernel tells, and no more."""
-    config = tmp_path / "asks-nobody.yaml"
+@pytest.fixture(scope="module")
+def agent(running_agent: RunningAgent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """One for all of these tests, that knows of containers what the kernel tells, and no more."""
+    directory = tmp_path_factory.mktemp("agent")
+    config = directory / "asks-nobody.yaml"
     config.write_text("containers: {ask_runtime: false, ask_kubernetes: false}\n")
-    return "--config", str(config)
+    with running_agent(directory, "--config", str(config)) as running:
+        yield running
 
 
 @contextmanager
@@ -131,23 +137,29 @@ def run_container(rootfs: Path, bundle: Path, path: str, *command: str) -> None:
     ]
     (bundle / "config.json").write_text(json.dumps(config))
     name = uuid.uuid4().hex
-    subprocess.run(["runc", "run", "--bundle", bundle, name], check=True, stdin=subprocess.DEVNULL, timeout=60)
+    subprocess.run(["runc", "run", "--bundle", bundle, name], check=True, stdin=subprocess.DEVNULL, timeout=bound(60))
 
 
-def in_containers(agent: Agent, word: str) -> list[Log]:
-    """What was told with `word`, but for the runtime, which has it among its arguments, too, if anything."""
-    return [log for log in with_word(agent.logs(), word) if "container.id" in log.resource]
+def in_containers(agent: Agent, word: str, exits: int = 1) -> list[Log]:
+    """What was told with `word` when so many ended; not of the runtime, which has it among its arguments if anything."""
+
+    def found() -> list[Log]:
+        return [log for log in with_word(agent.logs(), word) if "container.id" in log.resource]
+
+    agent.wait_until(lambda: [log.event_name for log in found()].count("process.exit") == exits, "it was told to end")
+    return found()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_container_is_known_by_its_path(
-    form: str, busybox: Path, running_agent: RunningAgent, asks_nobody: tuple[str, str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param(form, marks=[pytest.mark.every_loader] if form in OF_EVERY_KERNEL else []) for form in FORMS],
+)
+def test_a_container_is_known_by_its_path(form: str, busybox: Path, agent: Agent, tmp_path: Path) -> None:
     template, runtime, has_pod = FORMS[form]
     identity = Identity.new()
     words = marker(), marker()
     path = identity.path(template)
-    with cgroups(path, cgroup_roots()), running_agent(tmp_path, *asks_nobody) as agent:
+    with cgroups(path, cgroup_roots()):
         script = f"/bin/sh -c 'exit 3' {words[1]}; exit 0"
         run_container(busybox, tmp_path, path, "/bin/sh", "-c", script, words[0])
     for word in words:
@@ -174,22 +186,21 @@ def hierarchies() -> dict[str, list[Path]]:
     return {**found, "all": roots, "unified alone": unified} if unified else found
 
 
+@pytest.mark.every_loader
 @pytest.mark.parametrize("where", hierarchies())
-def test_a_process_that_is_moved_is_where_it_is_when_it_starts_something(
-    where: str, running_agent: RunningAgent, asks_nobody: tuple[str, str], tmp_path: Path
-) -> None:
+def test_a_process_that_is_moved_is_where_it_is_when_it_starts_something(where: str, agent: Agent) -> None:
     roots = hierarchies()[where]
     identity = Identity.new()
     before, inside, other, after = (marker() for _ in range(4))
     other_identity = Identity.new()
     first, second = (each.path("/kubepods/besteffort/pod{uid}/{id}") for each in (identity, other_identity))
     with cgroups(first, roots) as firsts, cgroups(second, roots) as seconds, shell() as running:
-        with running_agent(tmp_path, *asks_nobody) as agent:
-            for word, targets in ((before, roots), (inside, firsts), (other, seconds), (after, roots)):
-                for target in targets:
-                    (target / "cgroup.procs").write_text(str(running.pid))
-                running.run(f"/bin/sh -c 'exit 0' {word}")
+        for word, targets in ((before, roots), (inside, firsts), (other, seconds), (after, roots)):
+            for target in targets:
+                (target / "cgroup.procs").write_text(str(running.pid))
+            running.run(f"/bin/sh -c 'exit 0' {word}")
         running.end()
+    agent.wait_until(lambda: len(with_word(agent.logs(), after)) == 2, "the last was told to end")
     told = {word: with_word(agent.logs(), word) for word in (before, inside, other, after)}
     assert {word: {log.resource.get("container.id") for log in logs} for word, logs in told.items()} == {
         before: {None},
@@ -199,14 +210,13 @@ def test_a_process_that_is_moved_is_where_it_is_when_it_starts_something(
     }
 
 
-def test_what_a_container_forks_is_in_the_container(
-    busybox: Path, running_agent: RunningAgent, asks_nobody: tuple[str, str], tmp_path: Path
-) -> None:
+@pytest.mark.every_loader
+def test_what_a_container_forks_is_in_the_container(busybox: Path, agent: Agent, tmp_path: Path) -> None:
     identity = Identity.new()
     word = marker()
     path = identity.path("/docker/{id}")
-    with cgroups(path, cgroup_roots()), running_agent(tmp_path, *asks_nobody) as agent:
+    with cgroups(path, cgroup_roots()):
         run_container(busybox, tmp_path, path, "/bin/sh", "-c", "(exit 5) & wait $!; exit 0", word)
-    logs = in_containers(agent, word)
+    logs = in_containers(agent, word, exits=2)
     assert sorted(log.attributes["process.exit.code"] for log in logs if log.event_name == "process.exit") == [0, 5]
     assert {log.resource["container.id"] for log in logs} == {identity.id}

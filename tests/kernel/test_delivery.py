@@ -331,6 +331,7 @@ def test_pinned_programs_outlive_agents_that_are_killed(
     assert (done.returncode, done.stderr) == (0, "otel-procmon: nothing was pinned\n")
 
 
+@pytest.mark.every_kernel
 def test_what_happens_between_two_agents_is_told_by_the_second(
     bpffs: Path, roomy: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from otel_procmon.source.recording import RecordingSource
 from tests.kernel.truth.family import exec_id, family, with_word
+from tests.kernel.truth.machine import bound, fewer
 from tests.kernel.truth.shell import marker, shell
 from tests.kernel.truth.workloads import ENVIRONMENT
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 STORMS = 3
+BEFORE = 20
+"""Rounds before an agent starts."""
 BURST = 300
-WAIT_SECONDS = 60
+WAIT_SECONDS = bound(60)
 LOST_KINDS = ("fork", "exec", "exit")
 
 STORM = """\
@@ -128,13 +131,14 @@ def assert_balanced(agent: Agent) -> None:
     assert made == ledger["source"]["read"] + gone, agent.stderr
 
 
+@pytest.mark.every_loader
 def test_start_in_the_middle_of_a_storm(running_agent: RunningAgent, tmp_path: Path) -> None:
     with storms(tmp_path) as (running, stop):
-        wait_for_rounds(running, 20)
+        wait_for_rounds(running, BEFORE)
         with running_agent(tmp_path) as agent:
             # The round that goes on now may have begun before.
             captured = [storm.rounds + 2 for storm in running]
-            wait_for_rounds(running, 200)
+            wait_for_rounds(running, fewer(200))
             stop.touch()
             for storm in running:
                 assert storm.process.wait(WAIT_SECONDS) == 0
@@ -194,6 +198,7 @@ def fill_ring(word: str) -> None:
     subprocess.run(["sh", "-c", script, word, "x" * 2048], env=ENVIRONMENT, check=True, timeout=WAIT_SECONDS)
 
 
+@pytest.mark.every_loader
 def test_ring_that_is_full(running_agent: RunningAgent, tmp_path: Path) -> None:
     config = configuration(tmp_path, "capture: {ring: 256KiB}\nlineage: {sweep_interval: 1s}\n")
     known, unknown, burst = marker(), marker(), marker()
@@ -248,6 +253,7 @@ def test_ring_that_is_full(running_agent: RunningAgent, tmp_path: Path) -> None:
     assert any(lost(log) for log in told if log.event_name == "process.exit")
 
 
+@pytest.mark.every_kernel
 def test_program_that_changed_unseen(running_agent: RunningAgent, tmp_path: Path) -> None:
     """The exec was lost: what ran before ended then, and what runs now is its child."""
     config = configuration(tmp_path, "capture: {ring: 256KiB}\nlineage: {sweep_interval: 1s}\n")
@@ -288,6 +294,7 @@ def test_program_that_changed_unseen(running_agent: RunningAgent, tmp_path: Path
     assert (second.trace_id, second.parent_span_id) == (first.trace_id, first.span_id)
 
 
+@pytest.mark.every_kernel
 def test_busy_machine_gives_sweeps_nothing_to_tell(running_agent: RunningAgent, tmp_path: Path) -> None:
     """Of nothing that was seen to begin or to end do they say otherwise, machine-wide."""
     config = configuration(tmp_path, "lineage: {sweep_interval: 1s}\n")
@@ -395,6 +402,7 @@ forker=$BASHPID
 """
 
 
+@pytest.mark.every_kernel
 def test_daemon_that_lost_its_parent(running_agent: RunningAgent, tmp_path: Path) -> None:
     """It is named after whoever forked it, and not after the process that inherited it."""
     word, inherited = marker(), tmp_path / "inherited"

@@ -77,7 +77,12 @@ def named(agent: Agent, image: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize(
     ("end", "a_shell"),
-    [(stop, "session"), (kill, "session"), (kill, "plain"), (kill, "terminal")],
+    [
+        (stop, "session"),
+        pytest.param(kill, "session", marks=pytest.mark.every_loader),
+        (kill, "plain"),
+        (kill, "terminal"),
+    ],
     indirect=["a_shell"],
 )
 def test_shell_is_the_parent_that_its_children_named(
@@ -122,7 +127,12 @@ REPLACE = ("sh", "-c", 'exec "$@"', "sh")
     [
         pytest.param(REPLACE, True, id="the first program began the trace"),
         pytest.param(("setsid",), False, id="the last program began the trace"),
-        pytest.param((*REPLACE, *REPLACE, "setsid", *REPLACE), False, id="one in between began the trace"),
+        pytest.param(
+            (*REPLACE, *REPLACE, "setsid", *REPLACE),
+            False,
+            id="one in between began the trace",
+            marks=pytest.mark.every_kernel,
+        ),
         pytest.param((*REPLACE, *REPLACE), False, id="none of them began one"),
     ],
 )
@@ -144,7 +154,7 @@ def test_shell_that_took_the_place_of_other_programs(
     assert len([span for span in spans if span.trace_id == before.trace_id and not span.parent_span_id]) <= 1
 
 
-@pytest.mark.parametrize("a_shell", ["plain", "terminal"], indirect=True)
+@pytest.mark.parametrize("a_shell", [pytest.param("plain", marks=pytest.mark.every_kernel), "terminal"], indirect=True)
 def test_running_shell_is_discovered_once(a_shell: Shell, running_agent: RunningAgent, tmp_path: Path) -> None:
     latest = time.time_ns()
     with running_agent(tmp_path, *only_marked(tmp_path)) as agent:
@@ -164,6 +174,7 @@ def test_running_shell_is_discovered_once(a_shell: Shell, running_agent: Running
     assert abs(life.start_unix_ns / 1e9 - created.timestamp()) < 0.001
 
 
+@pytest.mark.every_kernel
 def test_two_agents_do_not_disturb_each_other(running_agent: RunningAgent, tmp_path: Path) -> None:
     with shell() as started, running_agent(tmp_path, *only_marked(tmp_path)) as first:
         with running_agent(tmp_path, *only_marked(tmp_path)) as second:

@@ -18,7 +18,7 @@ from tests.kernel.truth.workloads import ENVIRONMENT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("require_kernel")]
+pytestmark = [pytest.mark.kernel, pytest.mark.every_loader, pytest.mark.usefixtures("require_kernel")]
 
 
 def hierarchies() -> dict[str, Path]:

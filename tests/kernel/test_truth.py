@@ -25,6 +25,7 @@ from tests.kernel.truth.compare import (
     contradictions,
     read_account,
 )
+from tests.kernel.truth.machine import EMULATED, bound, fewer
 from tests.kernel.truth.running import RunningAgent, cannot_run
 from tests.kernel.truth.tree import Exit, Image, Process
 
@@ -36,10 +37,10 @@ pytestmark = pytest.mark.kernel
 TORTURE = Path(__file__).parent / "truth" / "torture.c"
 ROWS = re.findall(r'^\t\{ "([^"]+)", ', TORTURE.read_text(), re.MULTILINE)
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
-WORKLOAD_SECONDS = 120
+WORKLOAD_SECONDS = bound(120)
 """Bound after which a workload counts as stuck."""
 
-SHORT_PROCESSES = 20_000
+SHORT_PROCESSES = fewer(20_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ def tortured(running_agent: RunningAgent, torture: Path, tmp_path_factory: pytes
         return observe(running_agent, tmp_path_factory.mktemp("tortured"), str(torture), "all", uuid.uuid4().hex)
 
 
+@pytest.mark.every_loader
 @pytest.mark.parametrize("row", ROWS)
 def test_torture_row(row: str, tortured: Observed) -> None:
     (image,) = [
@@ -147,10 +149,12 @@ def test_torture_row(row: str, tortured: Observed) -> None:
     assert not report((d for d in tortured.differences if below(d.image, image)), tortured)
 
 
+@pytest.mark.every_loader
 def test_torture_tree_as_a_whole(tortured: Observed) -> None:
     assert not report(tortured.differences, tortured)
 
 
+@pytest.mark.every_loader
 def test_strace_agrees_with_what_the_torture_program_says(tortured: Observed) -> None:
     assert len(tortured.account.forks) >= len(ROWS)
     assert len(tortured.account.reaped) >= len(ROWS)
@@ -158,10 +162,12 @@ def test_strace_agrees_with_what_the_torture_program_says(tortured: Observed) ->
     assert not report(contradictions(tortured.account, tortured.witnessed), tortured)
 
 
+@pytest.mark.every_loader
 def test_agent_agrees_with_what_the_torture_program_says(tortured: Observed) -> None:
     assert not report(contradictions(tortured.account, tortured.tree.processes), tortured)
 
 
+@pytest.mark.every_loader
 def test_torture_program_did_what_its_rows_say(tortured: Observed) -> None:
     """The rows' names promise something that `compare` alone would not miss if it did not happen."""
     exits = {process.images[-1].argv[1:2]: process.exit for process in tortured.witnessed}
@@ -173,6 +179,7 @@ def test_torture_program_did_what_its_rows_say(tortured: Observed) -> None:
     assert any(b"\xff\xfe" in image.raw_argv for process in tortured.witnessed for image in process.images)
 
 
+@pytest.mark.every_loader
 def test_pid_namespace_has_its_own_pids(tortured: Observed) -> None:
     for code, vpid in (("31", 1), ("30", 2)):
         (image,) = tortured.agents_images("torture", "leaf", code)
@@ -180,6 +187,7 @@ def test_pid_namespace_has_its_own_pids(tortured: Observed) -> None:
         assert image.process.pid != vpid
 
 
+@pytest.mark.every_loader
 def test_session_leader(tortured: Observed) -> None:
     (image,) = tortured.agents_images("torture", "leaf", "32")
     assert tortured.tree.told[image].value("process.session_leader.pid") == image.process.pid
@@ -187,6 +195,7 @@ def test_session_leader(tortured: Observed) -> None:
     assert tortured.tree.told[image.parent].value("process.session_leader.pid") != image.process.pid
 
 
+@pytest.mark.every_loader
 @pytest.mark.parametrize(
     ("code", "parent", "parent_exit"),
     [
@@ -210,6 +219,7 @@ def test_agent_names_parent(code: str, parent: tuple[str, ...], parent_exit: Exi
     assert forker.argv == parent
 
 
+@pytest.mark.every_loader
 def test_what_is_cut_is_marked(tortured: Observed) -> None:
     """`compare` checks that nothing else is cut; this, that the marking was tested at all."""
     (pid,) = [process.pid for process in tortured.witnessed if any(len(i.raw_argv) > 2_000_000 for i in process.images)]
@@ -218,14 +228,17 @@ def test_what_is_cut_is_marked(tortured: Observed) -> None:
     assert image.argv[:3] == ("torture", "leaf", "0")
 
 
+@pytest.mark.every_kernel
 def test_make(running_agent: RunningAgent, require_tools: None, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    workloads.write_c_project(tmp_path / "work")
+    sources = workloads.SOURCES // 4 if EMULATED else workloads.SOURCES
+    workloads.write_c_project(tmp_path / "work", sources)
     observed = observe(running_agent, tmp_path, "make", "-j4", f"MARKER={uuid.uuid4().hex}")
-    assert len(observed.witnessed) > 3 * workloads.SOURCES, "gcc, cc1 and as for each source"
+    assert len(observed.witnessed) > 3 * sources, "gcc, cc1 and as for each source"
     assert not report(observed.differences, observed)
 
 
+@pytest.mark.every_kernel
 def test_configure(running_agent: RunningAgent, require_tools: None, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     workloads.write_configure(tmp_path / "work" / "configure")
@@ -235,6 +248,7 @@ def test_configure(running_agent: RunningAgent, require_tools: None, tmp_path: P
     assert not report(observed.differences, observed)
 
 
+@pytest.mark.every_loader
 def test_short_processes_as_fast_as_the_machine_can(running_agent: RunningAgent, torture: Path, tmp_path: Path) -> None:
     """Without strace, which would slow them down: the program itself checks each exit code, which tells its number."""
     tiny = tmp_path / "tiny"

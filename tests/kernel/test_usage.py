@@ -17,6 +17,7 @@ import pytest
 
 from tests.kernel.truth.cgroups import cgroup
 from tests.kernel.truth.family import exec_id, with_word
+from tests.kernel.truth.machine import bound
 from tests.kernel.truth.running import Agent, RunningAgent, cannot_run
 from tests.kernel.truth.shell import marker, only_marked
 from tests.kernel.truth.workloads import ENVIRONMENT
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
     from tests.kernel.truth.otlp import Log, Span
 
-pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("require_kernel")]
+pytestmark = [pytest.mark.kernel, pytest.mark.every_loader, pytest.mark.usefixtures("require_kernel")]
 
 MIB = 1024 * 1024
 PAGE_BYTES = resource.getpagesize()
 NOBODY = 65534
-ANSWER_SECONDS = 60
+ANSWER_SECONDS = bound(60)
 
 
 class Told(NamedTuple):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import pytest
 
+from tests.kernel.truth.machine import bound
 from tests.kernel.truth.otlp import Records
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     from tests.kernel.truth.otlp import Log, Span
 
-START_SECONDS = 60
-STOP_SECONDS = 120
+START_SECONDS = bound(60)
+STOP_SECONDS = bound(120)
 """Bounds after which waiting fails; nothing takes that long unless something is broken."""
 LEDGER = "otel-procmon: ledger: "
 
