@@ -8,7 +8,7 @@ INTO ?= .
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit kernel test-system bench lint format docs proto bpf bpf-check clean
+.PHONY: help setup run test unit kernel test-kernels kernels-page test-system bench lint format docs proto bpf bpf-check clean
 
 help: ## what there is
 	@awk -F ': ## ' '/^[a-z-]+: ## /{printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,12 @@ unit: ## the unit tier, in .venv
 
 kernel: ## the kernel tier, in .venv, as root; nothing may be skipped
 	PROCMON_REQUIRE=kernel $(BIN)/pytest tests/kernel
+
+test-kernels: ## what is about the kernel, with both loaders, on four of Debian's under qemu, as root: 20 minutes on 2 CPUs
+	$(PYTHON) -m tests.kernel.boot.matrix --results build/kernels
+
+kernels-page: ## write the table of docs/kernels.md from what came of test-kernels
+	$(PYTHON) -m tests.kernel.boot.table build/kernels docs/kernels.md
 
 test-system: ## the system tier, in .venv, as root: a real Kubernetes node and real backends; its first run builds them
 	PYTHON=$(PYTHON) tests/system/bed/prepare

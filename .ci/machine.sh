@@ -127,6 +127,25 @@ require_bed_packages() {
 	[ ${#missing[@]} = 0 ] || { can_install && install_packages "${missing[@]}"; }
 }
 
+# What boots other kernels (tests/kernel/boot), and the other loader, by a program or file of each package.
+require_boot_packages() {
+	local missing=() file package
+	while read -r file package; do
+		[ -e "$file" ] || missing+=("$package")
+	done <<-'END'
+		/usr/bin/qemu-system-x86_64 qemu-system-x86
+		/usr/share/seabios/bios-256k.bin seabios
+		/usr/lib/ipxe/qemu/efi-virtio.rom ipxe-qemu
+		/usr/bin/busybox busybox-static
+		/usr/bin/cpio cpio
+		/usr/sbin/depmod kmod
+		/usr/sbin/mke2fs e2fsprogs
+		/usr/lib/python3/dist-packages/bcc/__init__.py python3-bpfcc
+		/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+	END
+	[ ${#missing[@]} = 0 ] || { can_install && install_packages "${missing[@]}"; }
+}
+
 # build_wheel ROOT PYTHON DIRECTORY: the package at ROOT as a wheel in DIRECTORY. From a copy: setuptools would leave
 # its build directory, which is root's then and whose old files get into the next wheel. With PROCMON_COMPILE=1 in the
 # environment it has compiled modules (setup.py).
