@@ -82,8 +82,9 @@ def missing(places: Places, release: str) -> str | None:
     if not is_bcc(places.package) or not places.python.exists():
         wanted.append(PACKAGES)
         unrelated = [place for place in (places.package, *places.others()) if place.exists() and not is_bcc(place)]
-        also = f" ({unrelated[0]} is not it, but PyPI's package of the same name, which has nothing to do with BPF)"
-        what.append(f"BCC is not installed{also if unrelated else ''}")
+        what.append("BCC is not installed")
+        if unrelated:
+            what[-1] += f" ({unrelated[0]} is not it, but PyPI's package of the same name, which has to do with no BPF)"
     if not places.has_headers(release):
         wanted.append(f"linux-headers-{release}")
         what.append(f"the headers of this kernel are not there ({places.headers(release)})")
