@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,13 @@ import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.kernel.boot.image import make_image, python_directories
-from tests.kernel.boot.result import Case, Guest, write_guest
+from tests.kernel.boot.result import Case, Guest, read_guest, write_guest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BOOT = Path(__file__).parent
 KERNELS = ("5.10", "6.1", "6.12", "backports")
@@ -116,6 +121,15 @@ def get(kernel: str) -> Path:
     return Path(done.stdout.strip())
 
 
+def forget(results: Path, kernels: Sequence[str], loaders: Sequence[str]) -> None:
+    """Remove the accounts of guests that will run again: one of a kernel that is the newest no more would stay."""
+    for path in results.glob("*.json"):
+        old = read_guest(path)
+        if old.kernel in kernels and old.loader in loaders:
+            path.unlink()
+            path.with_suffix(".log").unlink(missing_ok=True)
+
+
 def headers_image(kernel: Path) -> Path:
     """An image of a kernel's headers, kept beside it."""
     image = kernel.parent / f".headers-{kernel.name}.ext4"
@@ -133,11 +147,9 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=max(1, (os.cpu_count() or 1) // CPUS), help="guests at a time")
     asked = parser.parse_args()
     asked.results.mkdir(parents=True, exist_ok=True)
-    # An account of a kernel that is the newest no more would be taken for one of today.
-    for old in (*asked.results.glob("*.json"), *asked.results.glob("*.log")):
-        old.unlink()
     began = time.monotonic()
     try:
+        forget(asked.results, asked.kernels, asked.loaders)
         kernels = {kernel: get(kernel) for kernel in asked.kernels}
         with tempfile.TemporaryDirectory() as directory:
             python = Path(directory, "python.ext4")
@@ -149,11 +161,15 @@ def main() -> int:
             ]
             with ThreadPoolExecutor(asked.at_once) as pool:
                 guests = list(pool.map(lambda job: run(job, asked.results), jobs))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"matrix: {error}", file=sys.stderr)
         return 1
     bad = [f"{guest.version} with {guest.loader}" for guest in guests if not guest.good]
-    print(f"{len(guests)} guests in {time.monotonic() - began:.0f} s; accounts are in {asked.results}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"{len(guests)} guests in {time.monotonic() - began:.0f} s, with {used.ru_utime + used.ru_stime:.0f} s of CPU "
+        f"time; accounts are in {asked.results}"
+    )
     if bad:
         print(f"matrix: failed: {', '.join(bad)}", file=sys.stderr)
     return bool(bad)
