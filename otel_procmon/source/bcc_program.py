@@ -32,6 +32,11 @@ VARIANTS: Final = ((), ("-DPROCMON_KERNFS_PARENT=__parent",))
 """Of headers: they are tried in turn (`bpf/bcc.h`)."""
 COMPILE_TIMEOUT_S: Final = 600.0
 """It takes 2 s, and 100 s on an emulated machine."""
+_TELLING_HEADERS: Final = (
+    "generated/autoconf.h",
+    *(f"linux/{name}.h" for name in ("sched", "sched/signal", "cgroup-defs", "fs", "kernfs", "mm_types", "pid")),
+)
+"""Whoever installs other headers, because those were not this kernel's, must not get what was compiled before."""
 _CACHE_MODE: Final = 0o700
 _KEPT_MAX: Final = 4
 """So many results: of the kernels that a machine is booted with in turn."""
@@ -153,12 +158,12 @@ def _digest(folder: Path, flags: list[str], places: Places, kernel: os.uname_res
     digest = blake2b(digest_size=16)
     # `flags` holds the folder, whose place says nothing.
     parts = [kernel.release, kernel.version, kernel.machine, *(flag for flag in flags if not flag.startswith("-I"))]
-    for path in (*sorted(folder.glob("*.[ch]")), places.package / "version.py", places.headers(kernel.release)):
-        if path.is_file():
-            parts.append(path.read_text(encoding="utf-8", errors="replace"))
-        else:
-            parts.append(str(path.resolve()))
     digest.update(json.dumps(parts).encode())
+    build = places.headers(kernel.release)
+    headers = [side / "include" / name for side in (build, build.with_name("source")) for name in _TELLING_HEADERS]
+    for path in (*sorted(folder.glob("*.[ch]")), places.package / "version.py", *headers):
+        with contextlib.suppress(OSError):
+            digest.update(blake2b(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ import pytest
 from otel_procmon.source import bcc, own_process
 from otel_procmon.source.bcc_program import PROGRAMS, Places, compile_program, is_bcc, missing
 from otel_procmon.source.choice import choose
+from otel_procmon.source.ebpf import PROC
 from otel_procmon.source.errors import SourceError
 from otel_procmon.source.own_process import read_self
 from otel_procmon.wire import Head
@@ -149,7 +150,9 @@ def test_it_is_compiled_again_for_something_else(machine: Callable[..., Places])
     compile_program({"A": 1}, places, [], rebuilt)
     write(places.package / "version.py", "__version__ = '0.31.0'")
     compile_program({"A": 1}, places, [], KERNEL)
-    assert runs(places) == 4
+    write(places.headers(RELEASE) / "include/linux/sched.h", "struct task_struct;")
+    compile_program({"A": 1}, places, [], KERNEL)
+    assert runs(places) == 5
     for number in range(10):
         compile_program({"A": number}, places, [], KERNEL)
     assert places.cache is not None
@@ -245,13 +248,13 @@ def test_a_map_that_there_is_not() -> None:
 @pytest.fixture
 def initial(monkeypatch: pytest.MonkeyPatch) -> None:
     """The namespaces that this runs in are taken for the first ones, as they are outside of containers."""
-    inodes = tuple((name, (bcc.PROC / "self/ns" / name).stat().st_ino) for name in ("pid", "time"))
+    inodes = tuple((name, (PROC / "self/ns" / name).stat().st_ino) for name in ("pid", "time"))
     monkeypatch.setattr(own_process, "_INITIAL_NAMESPACES", inodes)
 
 
 def test_another_pid_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_process, "_INITIAL_NAMESPACES", (("pid", 1),))
-    assert read_self(bcc.PROC) is None
+    assert read_self(PROC) is None
 
 
 def test_no_proc(tmp_path: Path) -> None:
@@ -260,7 +263,7 @@ def test_no_proc(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("initial")
 def test_this_process_is_known_again() -> None:
-    told = read_self(bcc.PROC)
+    told = read_self(PROC)
     assert told is not None
     assert (told.pid, told.parent_pid, told.uid) == (os.getpid(), os.getppid(), os.getuid())
     start_ns = told.start_ticks * 1_000_000_000 // told.ticks_per_s + 1
@@ -279,7 +282,7 @@ def test_this_process_is_known_again() -> None:
 def test_a_name_of_any_bytes(tmp_path: Path) -> None:
     proc = tmp_path / "self"
     (proc / "ns").mkdir(parents=True)
-    real = bcc.PROC / "self/ns"
+    real = PROC / "self/ns"
     for name in ("pid", "time"):
         (proc / "ns" / name).symlink_to(real / name)
     (proc / "stat").write_bytes(b"42 (a) b (\xff)) S 7 " + b" ".join(str(n).encode() for n in range(5, 53)))
