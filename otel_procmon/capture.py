@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_procmon.clock import BootClock
@@ -49,6 +51,10 @@ _ERRORS_TOLD: Final = 10
 
 _TETRAGON_READ_S: Final = 0.1
 
+OWN_PID_NAMESPACE: Final = Path("/proc/self/ns/pid")
+_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
+"""Its inode: PROC_PID_INIT_INO of include/linux/proc_ns.h."""
+
 _FILLED: Final = 0.5
 _LOOK_FOR_LOSSES_NS: Final = 1_000_000_000
 _SWEEP_AFTER_LOSSES_NS: Final = 5_000_000_000
@@ -88,6 +94,14 @@ class Capture(Protocol):
         """Release everything."""
 
 
+def host_pid(own: Path = OWN_PID_NAMESPACE) -> int | None:
+    """This process's id, as the kernel has it in events; None in a pid namespace, where it is called otherwise."""
+    try:
+        return os.getpid() if own.stat().st_ino == _INITIAL_PID_NAMESPACE else None
+    except OSError:
+        return None
+
+
 class _Troubles:
     """Says what could not be decoded: the first few, with their places."""
 
@@ -117,11 +131,12 @@ class _Records:
         ledger: Ledger,
         *,
         redact: Redact | None,
+        own_pid: int | None = None,
     ) -> None:
         self._redact = redact or Redaction(ledger)
         self.ids = SpanIds(host.boot_id)
         self.clock = clock
-        self.table = ProcessTable(self.ids, config.trace, config.lineage, ledger)
+        self.table = ProcessTable(self.ids, config.trace, config.lineage, ledger, own_pid)
         self._decoder = KernelDecoder(
             host.node, unix_ns=clock.unix_ns, observed_unix_ns=observed_unix_ns, page_bytes=host.page_bytes
         )
@@ -181,7 +196,7 @@ class KernelCapture:
     ) -> None:
         self._source = source
         self._clock = BootClock()
-        self._records = _Records(host, self._clock, time.time_ns, config, ledger, redact=redact)
+        self._records = _Records(host, self._clock, time.time_ns, config, ledger, redact=redact, own_pid=host_pid())
         self._ledger = ledger
         self._recording = recording
         self._pinned = pinned

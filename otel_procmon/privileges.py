@@ -12,12 +12,16 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import grp
+import logging
 import os
 import pwd
 import stat
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from otel_procmon.source.command_lines import THREAD_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -95,6 +99,7 @@ _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 _TASKS: Final = Path("/proc/self/task")
 
+_log = logging.getLogger(__name__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -306,13 +311,25 @@ def drop(identity: Identity | None, keep: Iterable[str]) -> Dropped:
     Programs that are started cannot have more either (``no_new_privs``, no bounding set where that can be emptied), no
     other process of the same user can look into this one's memory, and new files are their owner's only.
 
+    Threads that are stuck in reading another process's command line, and end with that, are left to it, and said.
+
     Raises PrivilegeError; then what this process may do is undefined, and it should end.
     """
     # Another thread would keep what it has, and could be made to use it.
-    if sum(1 for _ in _TASKS.iterdir()) > 1:
+    stuck = [thread.native_id for thread in threading.enumerate() if thread.name == THREAD_NAME]
+    others = {int(task.name) for task in _TASKS.iterdir()} - {threading.get_native_id(), *stuck}
+    if others:
         raise PrivilegeError(
             "privileges cannot be dropped any more, since threads run already; set privileges.keep to [all]"
         )
+    if stuck and identity is not None:
+        # The C library would wait for them to become that user, too.
+        raise PrivilegeError(
+            f"{len(stuck)} processes hang so that their command lines cannot be read, and the user cannot be changed "
+            "meanwhile: see which hang (ps itself would), or set capture.snapshot to false"
+        )
+    if stuck:
+        _log.warning("%d threads that are stuck in reading command lines keep their rights until they end", len(stuck))
     try:
         _drop(identity, keep)
         left = _get()

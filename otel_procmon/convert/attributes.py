@@ -163,6 +163,12 @@ PROCMON_ANCESTORS: Final = _procmon(
     "there are known ancestors",
     "Executable names of the ancestors, nearest first, at most 16, whatever trace they are in.",
 )
+PROCMON_SELF: Final = _procmon(
+    "procmon.self",
+    "boolean",
+    "it is so",
+    "This is the agent's own process, or one that it, or a descendant of it, has started.",
+)
 PROCMON_FLAGS: Final = _procmon(
     "procmon.flags",
     "string[]",

@@ -251,6 +251,7 @@ class Converter:
             image.parent_name,
             image.parent_binary,
             image.ancestors,
+            image.own or None,
         )
         return (
             self._common(_PROGRAM, program),
@@ -327,6 +328,7 @@ _PARENT: Final = (
     names.PROCMON_PARENT_EXECUTABLE_NAME,
     names.PROCMON_PARENT_EXECUTABLE_PATH,
     names.PROCMON_ANCESTORS,
+    names.PROCMON_SELF,
 )
 _COMMONS_MAX: Final = 4096
 _EXIT: Final = (

@@ -44,6 +44,7 @@ class Image:
         "long_arguments",
         "missed",
         "opened",
+        "own",
         "parent",
         "parent_binary",
         "parent_exec_id",
@@ -100,6 +101,8 @@ class Image:
         """Its beginning was not seen: known from the event of another image (Tetragon), or from its exit."""
         self.in_init_tree = False
         """It descends from the first process of its container: `lineage.init_tree`."""
+        self.own = False
+        """It is this agent, or descends from it."""
         self.long_arguments = 0
         """How many characters its arguments have, if that is many (`lineage.arguments`)."""
         self.missed = 0

@@ -55,8 +55,17 @@ class ProcessTable:
     Bounded by ``options.max_images``: beyond that what ended goes first, then the oldest, counted as evicted.
     """
 
-    def __init__(self, ids: SpanIds, trace: TraceOptions, options: LineageOptions, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        ids: SpanIds,
+        trace: TraceOptions,
+        options: LineageOptions,
+        ledger: Ledger,
+        own_pid: int | None = None,
+    ) -> None:
+        """`own_pid`: the process that this runs in, if events are of its host."""
         self._ids = ids
+        self._own_pid = own_pid
         self._trace = trace
         self._options = options
         self._ledger = ledger
@@ -363,6 +372,7 @@ class ProcessTable:
             image.process = contained(image.process, parent.process)
         _know_parent(image, parent, origin.parent_exec_id)
         image.in_init_tree = in_init_tree(image.process, parent)
+        image.own = image.process.pid == self._own_pid or (parent is not None and parent.own)
         replaces = parent is not None and parent is origin.before
         reason = entry_reason(
             image.process, origin.moment_unix_ns, parent, origin.at_fork, self._trace, replaces=replaces

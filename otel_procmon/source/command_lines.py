@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PATIENCE_S: Final = 1.0
 LEAST_PATIENCE_S: Final = 0.02
 """How long one may take; where one after another takes longer, each half as long as the one before."""
+THREAD_NAME: Final = "command-lines"
 STUCK_MAX: Final = 64
 """After so many, no more are read. All of them together take three seconds."""
 
@@ -56,7 +57,7 @@ class _Reader:
             return None
         if self._thread is None:
             self._thread = threading.Thread(
-                target=_answer, args=(self._requests, self._answers, self._max_bytes), name="command-lines", daemon=True
+                target=_answer, args=(self._requests, self._answers, self._max_bytes), name=THREAD_NAME, daemon=True
             )
             self._thread.start()
         self._requests.put(path)

@@ -434,6 +434,7 @@ def test_all_written_attributes_are_registered_for_their_place() -> None:
         metadata_incomplete=True,
     )
     image.entry_reason = "init_parent"
+    image.own = True
     usage = Usage(cpu_user_ns=1, cpu_system_ns=1, max_rss_bytes=1, read_bytes=1, written_bytes=1)
     convert = converter()
     line = image_of(argv=None, arguments="x")
