@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.truth.running import RunningAgent, cannot_run, run_agent
+from tests.kernel.truth.running import RunningAgent, cannot_run, chosen_loader, run_agent
 
 BTF = Path("/sys/kernel/btf/vmlinux")
 
@@ -24,7 +24,7 @@ def require_kernel() -> None:
     """Skip the test where no BPF program can be loaded, or fail it where PROCMON_REQUIRE contains ``kernel``."""
     if os.geteuid() != 0:
         cannot_run("kernel", "BPF programs need root")
-    if not BTF.exists():
+    if chosen_loader() != "bcc" and not BTF.exists():
         cannot_run("kernel", f"this kernel has no BTF ({BTF})")
 
 

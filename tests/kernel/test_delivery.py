@@ -28,7 +28,7 @@ from tests.kernel.test_gaps import assert_balanced, configuration
 from tests.kernel.truth.load import LOGS, SPANS, load, storm
 from tests.kernel.truth.otlp import read_logs, read_spans
 from tests.kernel.truth.receiver import HOST, Protocol, receiver, refusing_port
-from tests.kernel.truth.running import AgentError, cannot_run, run_command
+from tests.kernel.truth.running import AgentError, cannot_run, require_pins, run_command
 from tests.kernel.truth.shell import marker
 from tests.kernel.truth.workloads import compile_tiny
 from tests.unit import otlp_receiver as misbehaving
@@ -220,6 +220,7 @@ def test_agent_that_is_stopped_during_many_execs(ring: str, tmp_path: Path) -> N
 @pytest.fixture
 def bpffs(tmp_path: Path) -> Iterator[Path]:
     """A BPF file system of the test's own."""
+    require_pins()
     path = tmp_path / "bpf"
     path.mkdir()
     if subprocess.run(["mount", "-t", "bpf", "bpf", path], check=False, capture_output=True).returncode:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.kernel.test_containers import cgroups
 from tests.kernel.truth.receiver import HOST, receiver
-from tests.kernel.truth.running import cannot_run
+from tests.kernel.truth.running import cannot_run, pins
 from tests.kernel.truth.workloads import ENVIRONMENT
 from tests.system.bed.enclosure import cgroup_roots
 from tests.unit.cri_server import RuntimeServer
@@ -84,7 +84,15 @@ def everything(protocol: Protocol) -> Iterator[Everything]:
         yield Everything(
             directory=directory,
             arguments=(
-                *("--config", str(config), "--pin", "--spool", str(directory / "spool"), "-o", "otlp"),
+                *(
+                    "--config",
+                    str(config),
+                    *(["--pin"] if pins() else []),
+                    "--spool",
+                    str(directory / "spool"),
+                    "-o",
+                    "otlp",
+                ),
                 *("-o", f"otlp-json:{written[0]}", "-o", f"json:{written[1]}", "-o", f"compact:{written[2]}"),
                 *("--record", str(written[3])),
             ),

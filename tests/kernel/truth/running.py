@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 START_SECONDS = bound(60)
 STOP_SECONDS = bound(120)
 """Bounds after which waiting fails; nothing takes that long unless something is broken."""
+ATTACH_SECONDS = 600
+"""BCC compiles the program first, which an emulated machine takes minutes for."""
 LEDGER = "otel-procmon: ledger: "
 
 
@@ -45,8 +47,14 @@ def chosen_loader() -> str | None:
 
 
 def pins() -> bool:
-    """Whether the chosen loader can leave programs in the kernel. BCC cannot: what it makes ends with the agent."""
+    """Whether the chosen loader leaves programs in the kernel. With BCC, what it makes ends with the agent."""
     return chosen_loader() != "bcc"
+
+
+def require_pins() -> None:
+    """Skip what is about pins where the loader has none: that is no gap, whatever tiers are required."""
+    if not pins():
+        pytest.skip("bcc cannot pin")
 
 
 class AgentError(Exception):
@@ -177,7 +185,7 @@ def run_command(
         )
     agent = Agent(process, records, out_path, err_path)
     try:
-        agent.wait_until(lambda: "capturing" in agent.stderr, "it was capturing")
+        agent.wait_until(lambda: "capturing" in agent.stderr, "it was capturing", ATTACH_SECONDS)
         yield agent
         agent.stop()
     finally:
