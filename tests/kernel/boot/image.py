@@ -58,10 +58,11 @@ def make_image(image: Path, directories: list[Path]) -> None:
         kib = sum((size + 4095) // 4096 * 4 for size in sizes) * 9 // 8 + len(sizes) // 2 + 16384
         subprocess.run(
             [
-                *("mke2fs", "-q", "-q", "-t", "ext4", "-O", "^has_journal", "-N", str(len(sizes) + 1024), "-m", "0"),
+                *("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-N", str(len(sizes) + 1024), "-m", "0"),
                 *("-d", tree, unfinished, f"{kib}k"),
             ],
             check=True,
+            stdout=subprocess.DEVNULL,
             env={**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},
         )
         unfinished.replace(image)
