@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ from otel_procmon.decode.kernel import KernelDecoder
 from otel_procmon.deliver.delivery import DeliveryError
 from otel_procmon.deliver.settings import Signal, read_settings
 from otel_procmon.events import Exec
+from otel_procmon.source.bcc import OUTPUT_VARIABLE, BccSource
+from otel_procmon.source.bcc_program import Places
+from otel_procmon.source.choice import choose
 from otel_procmon.source.ebpf import BTF, EbpfSource
 from otel_procmon.source.errors import SourceError
 
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _CONNECT_S: Final = 2.0
+_SEEN_S: Final = 2.0
+_LOOK_S: Final = 0.05
 _CGROUP2_MAGIC: Final = Path("/sys/fs/cgroup/cgroup.controllers")
 _HYBRID: Final = Path("/sys/fs/cgroup/unified/cgroup.controllers")
 _SIGNALS: Final[tuple[Signal, ...]] = ("traces", "logs")
@@ -51,9 +57,7 @@ def examine(environ: Mapping[str, str], out: TextIO, *, verbose: bool) -> int:
 
 def _findings(environ: Mapping[str, str], messages: TextIO | None) -> Iterator[Finding]:
     yield Finding("ok", f"otel-procmon {__version__}, Python {platform.python_version()}, Linux {platform.release()}")
-    if BTF.exists():
-        yield Finding("ok", f"type information of the kernel: {BTF}")
-    yield _capture(messages)
+    yield from _source(environ, messages)
     yield _cgroups()
     if not Path("/etc/machine-id").exists():
         yield Finding("note", "no /etc/machine-id: host.id is the host's name; systemd-machine-id-setup makes one")
@@ -61,9 +65,22 @@ def _findings(environ: Mapping[str, str], messages: TextIO | None) -> Iterator[F
     yield from _endpoints(environ)
 
 
-def _capture(messages: TextIO | None) -> Finding:
+def _source(environ: Mapping[str, str], messages: TextIO | None) -> Iterator[Finding]:
+    """Which loader ``--source auto`` takes, why, and whether it works."""
+    try:
+        choice = choose(BTF, Places(), platform.release())
+    except SourceError as error:
+        yield Finding("missing", str(error))
+        return
+    yield Finding("ok", f"--source auto takes {choice.loader}: {choice.why}")
+    if choice.loader == "ebpf":
+        yield _capture(EbpfSource(Capture()), messages)
+    else:
+        yield _capture(BccSource(Capture(), perf=environ.get(OUTPUT_VARIABLE) == "perf"), messages)
+
+
+def _capture(source: EbpfSource | BccSource, messages: TextIO | None) -> Finding:
     """Load the program in earnest, and see whether it tells of a process that is started now."""
-    source = EbpfSource(Capture())
     try:
         source.open()
     except SourceError as error:
@@ -71,13 +88,17 @@ def _capture(messages: TextIO | None) -> Finding:
     finally:
         if messages is not None:
             for message in source.messages:
-                messages.write(f"libbpf   {message}\n")
+                messages.write(f"loader   {message}\n")
     decoder = KernelDecoder("", unix_ns=lambda ns: ns, observed_unix_ns=lambda: 0, page_bytes=1)
     try:
         child = subprocess.Popen([sys.executable, "-c", ""])
         child.wait()
-        events = [decoder.decode(record) for record in source.read(0)]
-        seen = any(isinstance(event, Exec) and event.process.pid == child.pid for event in events)
+        seen = False
+        # One reading may be full of what else runs.
+        until = time.monotonic() + _SEEN_S
+        while not seen and time.monotonic() < until:
+            events = [decoder.decode(record) for record in source.read(_LOOK_S)]
+            seen = any(isinstance(event, Exec) and event.process.pid == child.pid for event in events)
         running = len(source.snapshot(lambda _: True))
     except SourceError as error:
         return Finding("missing", str(error))
