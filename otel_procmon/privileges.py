@@ -220,6 +220,9 @@ def give_spool(directory: Path, identity: Identity) -> None:
     try:
         with suppress(FileExistsError):
             directory.mkdir(mode=0o700)
+        # Root in a container may not look into what is another user's.
+        if directory.lstat().st_uid != os.geteuid():
+            return
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         status = os.fstat(descriptor)
         if status.st_uid == identity.uid or status.st_uid != os.geteuid() or status.st_mode & 0o022:

@@ -269,7 +269,9 @@ def test_a_spool_that_is_the_users_already_is_left_alone(spool: Path, tmp_path: 
     file = spool / "0000000000000001.logs.1"
     file.write_text("")
     os.chown(spool, NOBODY.uid, NOBODY.gid)
-    give_spool(spool, NOBODY)
+    # As a container's root has it, which may not even look into the directory.
+    with only({"CHOWN"}):
+        give_spool(spool, NOBODY)
     assert file.stat().st_uid == 0
 
 
