@@ -5,10 +5,12 @@ VENV ?= .venv
 PYTHON ?= $(VENV)/bin/python
 # Where `docs` writes: a check writes elsewhere, and compares.
 INTO ?= .
+# How many `fuzz` tries.
+INPUTS ?= 10000000
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit kernel test-kernels kernels-page test-system bench lint format docs proto bpf bpf-check clean
+.PHONY: help setup run test unit kernel test-kernels kernels-page test-system bench fuzz lint format docs proto bpf bpf-check clean
 
 help: ## what there is
 	@awk -F ': ## ' '/^[a-z-]+: ## /{printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +43,10 @@ test-system: ## the system tier, in .venv, as root: a real Kubernetes node and r
 
 bench: ## all benchmarks, in .venv, as root; some twenty minutes on an idle machine
 	PYTHON=$(PYTHON) benchmarks/run.sh
+
+fuzz: ## ten million inputs that mean no good, for all that reads; an hour or more; INPUTS=N for fewer, results in build/fuzz
+	$(PYTHON) -m pip install -q -e '.[fuzz]'
+	$(PYTHON) -m tests.fuzz.run --inputs $(INPUTS)
 
 lint: ## ruff and mypy --strict
 	$(BIN)/ruff check .
