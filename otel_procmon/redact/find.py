@@ -49,6 +49,9 @@ _DEPTH: Final = 3
 LOOKED_AT: Final = 16 * 1024
 """How many characters of a command line are looked at closely, of those arguments that are suspect. What is suspect
 beyond that is replaced as a whole: else arguments that were made for it would cost a tenth of a second each time."""
+WORDS_LOOKED_AT: Final = 2048
+"""How many arguments are compared with all the ways in which the programs among them take secrets. Behind these, every
+option and what follows it is replaced, for the same reason."""
 TOO_LONG: Final = "too-long"
 _KNOWN_MAX: Final = 16_384
 _KNOWN_LENGTH: Final = 128
@@ -214,6 +217,9 @@ def _in_words(words: Sequence[str], *, depth: int, script: bool) -> list[Span]:
     tells = False
     left = LOOKED_AT
     for index, word in enumerate(words):
+        if programs and index >= WORDS_LOOKED_AT and not depth:
+            spans += _behind(words, index)
+            break
         bare, offset = unquoted(word) if script else (word, 0)
         _meet(bare, programs, forms)
         following = words[index + 1] if index + 1 < len(words) else None
@@ -245,6 +251,18 @@ def _in_words(words: Sequence[str], *, depth: int, script: bool) -> list[Span]:
                 ]
     if programs & LAST_AFTER_B and len(words) > 1 and any(re.match(r"-[a-zA-Z]{0,8}b", word) for word in words):
         spans.append(Span(len(words) - 1, 0, len(words[-1]), "program-argument"))
+    return spans
+
+
+def _behind(words: Sequence[str], begin: int) -> list[Span]:
+    """Of the arguments from `begin` on, whatever may be a secret. A list of files, which is why there are many, is not."""
+    spans = []
+    previous = words[begin - 1]
+    for index in range(begin, len(words)):
+        word = words[index]
+        if word[:1] == "-" or previous[:1] == "-" or previous.lower() in SETS or is_suspect(word):
+            spans.append(Span(index, 0, len(word), TOO_LONG))
+        previous = word
     return spans
 
 

@@ -213,6 +213,17 @@ def test_what_is_suspect_and_too_long_is_replaced_as_a_whole() -> None:
     assert 1006 not in redacted
 
 
+def test_behind_very_many_arguments_options_and_their_values_are_replaced() -> None:
+    many = ["file"] * find.WORDS_LOOKED_AT
+    behind = ("file", "-u", "bob:hunter2", "file", "set", "pw", "https://a:b@c", "file")
+    spans = find.in_arguments(("curl", *many, *behind))
+    assert {span.argument - len(many) - 1 for span in spans} == {1, 2, 5, 6}
+    assert {span.rule for span in spans} == {find.TOO_LONG}
+    # No program that takes secrets in a way of its own: nothing needs to be kept short.
+    spans = find.in_arguments(("ld", *many, "-lx", "--token", "abc", "file"))
+    assert [(span.argument - len(many) - 1, span.rule) for span in spans] == [(2, "option")]
+
+
 def test_one_string_that_is_too_long_is_cut_likewise() -> None:
     arguments = f"--token abc {'x ' * find.LOOKED_AT}https://bob:hunter2@x/"
     spans = find.in_joined("/bin/x", arguments)
