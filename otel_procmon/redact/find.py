@@ -218,7 +218,7 @@ def _in_words(words: Sequence[str], *, depth: int, script: bool) -> list[Span]:
     left = LOOKED_AT
     for index, word in enumerate(words):
         if programs and index >= WORDS_LOOKED_AT and not depth:
-            spans += _behind(words, index)
+            spans += _behind(words, index, programs)
             break
         bare, offset = unquoted(word) if script else (word, 0)
         _meet(bare, programs, forms)
@@ -254,14 +254,17 @@ def _in_words(words: Sequence[str], *, depth: int, script: bool) -> list[Span]:
     return spans
 
 
-def _behind(words: Sequence[str], begin: int) -> list[Span]:
-    """Of the arguments from `begin` on, whatever may be a secret. A list of files, which is why there are many, is not."""
-    spans = []
+def _behind(words: Sequence[str], begin: int, programs: set[str]) -> list[Span]:
+    """Of the arguments from `begin` on, whatever may be a secret. Files, of which there may be so many, are none."""
+    spans: list[Span] = []
+    logs_in = not programs.isdisjoint(LOGIN_FIRST)
     previous = words[begin - 1]
     for index in range(begin, len(words)):
         word = words[index]
         if word[:1] == "-" or previous[:1] == "-" or previous.lower() in SETS or is_suspect(word):
             spans.append(Span(index, 0, len(word), TOO_LONG))
+        if logs_in or word.rpartition("/")[2].lower() in _PLACE_WORDS:
+            spans += _in_place(index, word, words, programs, script=False)
         previous = word
     return spans
 
