@@ -102,6 +102,17 @@ def host_pid(own: Path = OWN_PID_NAMESPACE) -> int | None:
         return None
 
 
+def answers(source: KernelSource, *, snapshots: bool) -> bool:
+    """Whether the kernel gives counters, and with `snapshots` lists what runs, to this process as it is now."""
+    try:
+        source.counts()
+        if snapshots:
+            source.snapshot(lambda _: True)
+    except (OSError, SourceError):
+        return False
+    return True
+
+
 class _Troubles:
     """Says what could not be decoded: the first few, with their places."""
 
@@ -226,13 +237,7 @@ class KernelCapture:
 
     def works(self) -> bool:
         """Whether what is asked of the kernel all the time, counters and running processes, is answered now."""
-        try:
-            self._source.counts()
-            if self._snapshots:
-                self._source.snapshot(lambda _: True)
-        except (OSError, SourceError):
-            return False
-        return True
+        return answers(self._source, snapshots=self._snapshots)
 
     def running(self) -> int:
         """How many processes run."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 from urllib.parse import urlsplit
 
 from otel_procmon import __version__
+from otel_procmon.capture import answers
 from otel_procmon.config import Capture, ContainerOptions
 from otel_procmon.containers.kube_access import find_access
 from otel_procmon.containers.pod_watch import examine_api
@@ -20,6 +21,7 @@ from otel_procmon.decode.kernel import KernelDecoder
 from otel_procmon.deliver.delivery import DeliveryError
 from otel_procmon.deliver.settings import Signal, read_settings
 from otel_procmon.events import Exec
+from otel_procmon.privileges import CANDIDATES, PrivilegeError, held, least
 from otel_procmon.source.bcc import OUTPUT_VARIABLE, BccSource
 from otel_procmon.source.bcc_program import Places
 from otel_procmon.source.choice import choose
@@ -58,6 +60,7 @@ def examine(environ: Mapping[str, str], out: TextIO, *, verbose: bool) -> int:
 def _findings(environ: Mapping[str, str], messages: TextIO | None) -> Iterator[Finding]:
     yield Finding("ok", f"otel-procmon {__version__}, Python {platform.python_version()}, Linux {platform.release()}")
     yield from _source(environ, messages)
+    yield _rights()
     yield _cgroups()
     if not Path("/etc/machine-id").exists():
         yield Finding("note", "no /etc/machine-id: host.id is the host's name; systemd-machine-id-setup makes one")
@@ -100,7 +103,8 @@ def _capture(source: EbpfSource | BccSource, messages: TextIO | None) -> Finding
             events = [decoder.decode(record) for record in source.read(_LOOK_S)]
             seen = any(isinstance(event, Exec) and event.process.pid == child.pid for event in events)
         running = len(source.snapshot(lambda _: True))
-    except SourceError as error:
+        needed = least(CANDIDATES, lambda: answers(source, snapshots=True))
+    except (SourceError, PrivilegeError) as error:
         return Finding("missing", str(error))
     finally:
         source.detach()
@@ -111,7 +115,23 @@ def _capture(source: EbpfSource | BccSource, messages: TextIO | None) -> Finding
             "The program is loaded, but a process that was started now was not told with its pid: this is a pid "
             "namespace of its own; run in the host's (docker run --pid=host, hostPID: true).",
         )
-    return Finding("ok", f"the BPF program loads, and sees what starts; {running} processes and kernel threads run")
+    afterwards = f"the capabilities {', '.join(sorted(needed))} are" if needed else "no capability is"
+    return Finding(
+        "ok",
+        f"the BPF program loads, and sees what starts; {running} processes and kernel threads run; once it is loaded, "
+        f"{afterwards} needed",
+    )
+
+
+def _rights() -> Finding:
+    """Whether what runs already can be told in full."""
+    if "SYS_PTRACE" in held():
+        return Finding("ok", "capability SYS_PTRACE: what runs already is told with its path and directory")
+    return Finding(
+        "note",
+        "without the capability SYS_PTRACE what runs already is told without its path and directory: run as root, or "
+        "add it; it is given up when that is read",
+    )
 
 
 def _cgroups() -> Finding:

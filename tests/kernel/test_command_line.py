@@ -318,6 +318,7 @@ def test_doctor_finds_that_this_host_can_capture() -> None:
     states = [re.match(r"(ok|note) +\S", line) for line in lines[:-1]]
     assert all(states), lines
     assert any("the BPF program loads, and sees what starts" in line for line in lines)
+    assert any("capability SYS_PTRACE: what runs already is told with its path" in line for line in lines)
     assert any(f"nobody answers at {HOST}:{port} (connection refused)" in line for line in lines)
 
 

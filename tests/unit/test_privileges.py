@@ -196,9 +196,14 @@ def test_drop(keep: frozenset[str], identity: Identity | None) -> None:
 def test_what_was_dropped_does_not_come_back() -> None:
     def work() -> Any:
         drop(NOBODY, ())
-        for again in (lambda: os.setuid(0), lambda: os.setgroups([0]), lambda: privileges._set(1, 1, 0)):
+        attempts: tuple[Callable[[], None], ...] = (
+            lambda: os.setuid(0),
+            lambda: os.setgroups([0]),
+            lambda: privileges._set(1, 1, 0),
+        )
+        for attempt in attempts:
             with pytest.raises(PermissionError):
-                again()
+                attempt()
         with pytest.raises(PrivilegeError, match="becoming root takes root, or the capabilities SETUID and SETGID"):
             drop(Identity("root", 0, 0, ()), ())
         return drop(NOBODY, {"SYS_ADMIN"}).missing == {"SYS_ADMIN"}
