@@ -80,8 +80,8 @@ def test_what_is_its_own_is_marked_and_does_not_multiply(running_agent: RunningA
     # The script and what that runs; the file that is written all the time is written by itself.
     told = with_word(agent.logs(), word)
     assert {log.attributes["process.executable.name"] for log in told} == {"give-token", "true"}
-    for record in [*told, *with_word(agent.spans(), word)]:
-        assert record.attributes["procmon.self"] is True
-    for record in [*with_word(agent.logs(), others), *with_word(agent.spans(), others)]:
-        assert "procmon.self" not in record.attributes
+    assert {log.attributes["procmon.self"] for log in told} == {True}
+    assert {span.attributes["procmon.self"] for span in with_word(agent.spans(), word)} == {True}
+    assert not any("procmon.self" in log.attributes for log in with_word(agent.logs(), others))
+    assert not any("procmon.self" in span.attributes for span in with_word(agent.spans(), others))
     assert len(own(agent, "process.exec")) == len(started) == 2
