@@ -39,7 +39,7 @@ def accepted_json(batch: Batch, body: bytes) -> Accepted | None:
         rejected = partial.get("rejectedSpans" if batch.signal == "traces" else "rejectedLogRecords")
         # protobuf's JSON writes 64-bit integers as strings.
         return _accepted(batch, int(rejected or 0), str(partial.get("errorMessage") or ""))
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -97,11 +97,23 @@ def quoted(data: bytes) -> None:
         valid_unicode(line).encode()
 
 
+ANSWER_PARTS = tuple(
+    (
+        b'{ } [ ] , : "partialSuccess":{ "rejectedSpans": "rejectedLogRecords": "errorMessage": "message": 1e999 -1 "7" '
+        b'"-7" "x" NaN -Infinity 0.5 null true 99999999999999999999 "\\ud800" {} [] \x12\x02 \x08\x01 \xff'
+    ).split()
+)
+
+
 def answered(data: bytes) -> None:
     """Whatever a receiver answers, no more than a batch has is rejected, and no delay is below zero or no number."""
     choices = Choices(data)
     batch = Batch(choices.of(("logs", "traces")), choices.below(9), b"")
-    body = choices.rest()
+    if choices.chance(3):
+        parts = [choices.of(ANSWER_PARTS) for _ in range(choices.below(12))]
+        body = b"".join(parts)
+    else:
+        body = choices.rest()
     for read in (answer.accepted, answer.accepted_json):
         accepted = read(batch, body)
         assert accepted is None or 0 <= accepted.rejected <= batch.records

@@ -195,6 +195,7 @@ def test_partial_success_in_json(receiver: Received) -> None:
         (b"<!doctype html>", "text/html"),
         (b"[" * 50_000, "application/json"),
         (b"[1]", "application/json"),
+        (b'{"partialSuccess":{"rejectedLogRecords":1e999}}', "application/json"),
         (b"\xff", None),
     ],
 )
