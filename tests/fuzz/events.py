@@ -184,7 +184,7 @@ def event(choices: Choices) -> dict[str, Any]:
             other, _ = choices.of(known)
             place[last] = msgspec.json.decode(other)
         elif what == 4:
-            place[last] = _nested(choices.below(512))
+            place[last] = _nested(choices.below(200))
         else:
             place[last] = choices.of(VALUES)
     return document

@@ -46,7 +46,7 @@ TARGETS = {
     ),
     "recording-bytes": Target(records.recording, 40, ("source/recording.py",), lambda: [seeds.recording()], 4096),
     "recording-records": Target(records.recording_of_records, 3, ("source/recording.py", "capture.py")),
-    "tetragon-stream": Target(events.stream, 50, ("source/json_stream.py", "decode/tetragon.py"), _lines, 4096),
+    "tetragon-stream": Target(events.stream, 50, ("source/json_stream.py", "decode/tetragon.py"), _lines, 1024),
     "tetragon-event": Target(events.one_event, 40, ("decode/tetragon.py", "decode/fields.py")),
     "tetragon-sequence": Target(
         events.sequence, 3, ("decode/order.py", "lineage/table.py", "convert/resource.py", "view/tetragon_json.py")
