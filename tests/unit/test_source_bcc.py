@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import stat
 import struct
+from importlib import resources
 from typing import TYPE_CHECKING
 
 import pytest
@@ -212,6 +214,24 @@ def test_nothing_is_compiled_without_headers(machine: Callable[..., Places]) -> 
     with pytest.raises(SourceError, match=r"^The program cannot be compiled: the headers of this kernel are not there"):
         compile_program({}, places, [], KERNEL)
     assert runs(places) == 0
+
+
+# Sources
+
+
+def test_all_sources_are_in_the_package() -> None:
+    folder = resources.files("otel_procmon.source").joinpath("bpf")
+    wanted = ["procmon.bpf.c"]
+    for name in wanted:
+        text = folder.joinpath(name).read_text(encoding="utf-8")
+        wanted += [each for each in re.findall(r'#include "(.*)"', text) if each not in wanted]
+    assert {"bcc.h", "bcc_programs.h", "procmon.h"} < set(wanted)
+
+
+def test_sizes_are_those_of_the_sources() -> None:
+    text = resources.files("otel_procmon.source").joinpath("bpf/procmon.h").read_text(encoding="utf-8")
+    sizes = dict(re.findall(r"#define PROCMON_(\w+)_MAX \((\d+) \* 1024\)", text))
+    assert (int(sizes["ARGS"]) * 1024, int(sizes["PATHS"]) * 1024) == (bcc._ARGS_BYTES, bcc._PATHS_BYTES)
 
 
 # Instructions
