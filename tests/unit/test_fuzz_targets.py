@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.fuzz import events
 from tests.fuzz.targets import TARGETS
 
-INPUTS = 150
+INPUTS = 60
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -29,6 +31,13 @@ def test_seeds_and_some_inputs(name: str) -> None:
         for _ in range(chance.randrange(4) if data else 0):
             data[chance.randrange(len(data))] = chance.randrange(256)
         target.run(bytes(data[: chance.randrange(target.max_bytes + 1)]))
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "redact-time"])
+@settings(max_examples=40)
+@given(st.binary(max_size=300))
+def test_any_bytes(name: str, data: bytes) -> None:
+    TARGETS[name].run(data)
 
 
 def test_target_is_not_blind() -> None:
