@@ -7,7 +7,7 @@ ended has two spans: an opening one, which its children hang under, and its whol
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_procmon.convert import attributes as names
 from otel_procmon.convert.records import LogRecord, Resource, Shared, Span
@@ -37,10 +37,13 @@ _MAX_INT64: Final = 2**63 - 1
 _LATEST: Final = _MAX_INT64 - OPENING_SPAN_NS
 
 
-class _Remembered(NamedTuple):
-    process: Process
-    resource: Resource
-    shared: tuple[Shared, ...]
+class _Remembered:
+    __slots__ = ("process", "resource", "shared")
+
+    def __init__(self, process: Process, resource: Resource, shared: tuple[Shared, ...]) -> None:
+        self.process = process
+        self.resource = resource
+        self.shared = shared
 
 
 class Converter:
@@ -87,7 +90,7 @@ class Converter:
         return self._ended(happening)
 
     def _started(self, started: Started) -> list[Record]:
-        image, event = started
+        image, event = started.image, started.event
         resource, shared = self._of(image)
         discovered = isinstance(event, Discovered)
         return [
@@ -126,7 +129,7 @@ class Converter:
         ]
 
     def _ended(self, ended: Ended) -> list[Record]:
-        image, event, _ = ended
+        image, event = ended.image, ended.event
         resource, shared = self._of(image)
         self._images.pop(image, None)
         attributes: Attributes = {}

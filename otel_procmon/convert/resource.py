@@ -10,7 +10,7 @@ import re
 import threading
 from collections import OrderedDict
 from fnmatch import translate
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -53,10 +53,13 @@ def selects_keys(patterns: Sequence[str]) -> Callable[[str], bool]:
     return lambda key: bool(patterns) and pattern.fullmatch(key) is not None
 
 
-class _Known(NamedTuple):
-    container: Container | None
-    pod: Pod | None
-    resource: Resource
+class _Known:
+    __slots__ = ("container", "pod", "resource")
+
+    def __init__(self, container: Container | None, pod: Pod | None, resource: Resource) -> None:
+        self.container = container
+        self.pod = pod
+        self.resource = resource
 
 
 class Resources:

@@ -123,26 +123,38 @@ class Image:
         return executable_name(self.process)
 
 
-class Started(NamedTuple):
+# No NamedTuples: there are several of these for each process, and compiled classes are made in a fifth of the time.
+
+
+class Started:
     """An image began (`Exec`), or was found running (`Discovered`): a log record."""
 
-    image: Image
-    event: Exec | Discovered
+    __slots__ = ("event", "image")
+
+    def __init__(self, image: Image, event: Exec | Discovered) -> None:
+        self.image = image
+        self.event = event
 
 
-class Ended(NamedTuple):
+class Ended:
     """An image ended: a span, and a log record unless another program took its place (``image.ended == "exec"``)."""
 
-    image: Image
-    event: Exit | None
-    """None where the image ended by exec, or was lost."""
-    observed_unix_ns: int
+    __slots__ = ("event", "image", "observed_unix_ns")
+
+    def __init__(self, image: Image, event: Exit | None, observed_unix_ns: int) -> None:
+        self.image = image
+        self.event = event
+        """None where the image ended by exec, or was lost."""
+        self.observed_unix_ns = observed_unix_ns
 
 
-class Opened(NamedTuple):
+class Opened:
     """An image that goes on is about to be named by a span that leaves: its opening span."""
 
-    image: Image
+    __slots__ = ("image",)
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
 
 
 Happening = Started | Ended | Opened

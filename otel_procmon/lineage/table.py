@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from otel_procmon.events import Discovered, Event, Exec, Exit, Fork, Process
 from otel_procmon.lineage.arguments import LongArguments
@@ -549,19 +549,30 @@ class ProcessTable:
 _NOWHERE: Final = SpanRef(b"", b"")
 
 
-class _Origin(NamedTuple):
+class _Origin:
     """Where an image comes from."""
 
-    parent: Image | None
-    parent_exec_id: str | None
-    moment_unix_ns: int
-    """When its process was forked; for a program that took another's place, when it did."""
-    at_fork: Process | Fork | None
-    """The image as its fork left it, if that was seen."""
-    reason: EntryReason | None = None
-    """Why it is an entry, as the event of its fork told, if its parent is not known."""
-    before: Image | None = None
-    """What ran before in the same process."""
+    __slots__ = ("at_fork", "before", "moment_unix_ns", "parent", "parent_exec_id", "reason")
+
+    def __init__(  # noqa: PLR0917 - keywords cost time here
+        self,
+        parent: Image | None,
+        parent_exec_id: str | None,
+        moment_unix_ns: int,
+        at_fork: Process | Fork | None,
+        reason: EntryReason | None = None,
+        before: Image | None = None,
+    ) -> None:
+        self.parent = parent
+        self.parent_exec_id = parent_exec_id
+        self.moment_unix_ns = moment_unix_ns
+        """When its process was forked; for a program that took another's place, when it did."""
+        self.at_fork = at_fork
+        """The image as its fork left it, if that was seen."""
+        self.reason = reason
+        """Why it is an entry, as the event of its fork told, if its parent is not known."""
+        self.before = before
+        """What ran before in the same process."""
 
 
 def _after(before: Image, process: Process) -> _Origin:

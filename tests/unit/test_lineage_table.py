@@ -101,7 +101,8 @@ def test_exec_again_in_the_same_process() -> None:
     exec_ = machine.kernel.exec(task, "/bin/cat")
     assert machine.see(exec_) == [("end", first.exec_id, "exec"), ("exec", task.exec_id)]
     second = machine.image(task)
-    assert machine.account.ended[first.exec_id] == Ended(first, None, exec_.observed_unix_ns)
+    ended = machine.account.ended[first.exec_id]
+    assert (ended.image, ended.event, ended.observed_unix_ns) == (first, None, exec_.observed_unix_ns)
     assert (first.ended, first.end_unix_ns) == ("exec", exec_.time_unix_ns)
     assert (second.parent, second.parent_exec_id) == (first, first.exec_id)
     assert second.process.parent_pid == machine.shell.pid, "the pid of the parent process"
