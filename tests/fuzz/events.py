@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from functools import lru_cache
 from typing import Any
@@ -179,14 +180,14 @@ def event(choices: Choices) -> dict[str, Any]:
         elif what == 1:
             place[last] = choices.text().decode("utf-8", "replace")
         elif what == 2:
-            place[choices.text().decode("utf-8", "replace")] = choices.of(VALUES)
+            place[choices.text().decode("utf-8", "replace")] = copy.deepcopy(choices.of(VALUES))
         elif what == 3:
             other, _ = choices.of(known)
             place[last] = msgspec.json.decode(other)
         elif what == 4:
             place[last] = _nested(choices.below(200))
         else:
-            place[last] = choices.of(VALUES)
+            place[last] = copy.deepcopy(choices.of(VALUES))
     return document
 
 
