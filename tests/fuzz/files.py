@@ -143,7 +143,8 @@ def redaction_filters(data: bytes) -> None:
     text = b"".join(choices.of(FILTER_PARTS) for _ in range(choices.below(6))) + choices.raw(40)
     try:
         found = read_redaction_filters(in_memory(text))
-        found += own_filters([choices.raw(20).decode("utf-8", "surrogateescape")])
+        own = choices.of((b"(a)", b"--token (\\S+)", b"(b)|(a)", b"(", b"a", b"")) + choices.raw(choices.below(9))
+        found += own_filters([own.decode("utf-8", "surrogateescape")])
     except RedactionError as error:
         assert str(error)  # noqa: PT017 - as above
         return
