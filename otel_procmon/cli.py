@@ -22,15 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import yaml
-
 from otel_procmon import __version__
 from otel_procmon.agent import Agent
 from otel_procmon.capture import Capture, KernelCapture, RecordingCapture, TetragonCapture
 from otel_procmon.config import Config, ConfigError, read_config
 from otel_procmon.containers.hold import Hold
-from otel_procmon.containers.kube_access import find_access
-from otel_procmon.containers.sources import EndpointError, find_socket, open_metadata
+from otel_procmon.containers.sources import EndpointError, open_metadata
 from otel_procmon.convert.happenings import Converter
 from otel_procmon.convert.host import host_resource
 from otel_procmon.convert.resource import ANNOTATION_PREFIX, Resources, selects_keys
@@ -41,22 +38,10 @@ from otel_procmon.deliver.file import FileDelivery
 from otel_procmon.filters import Filter, FilterError, read_filter_file
 from otel_procmon.ledger import Ledger
 from otel_procmon.outputs import LineOutput, Output, RecordOutput
-from otel_procmon.privileges import (
-    ALL,
-    CANDIDATES,
-    READERS,
-    Identity,
-    PrivilegeError,
-    drop,
-    find_user,
-    give_spool,
-    least,
-    make_way,
-    unreadable,
-    with_group_of_socket,
-)
+from otel_procmon.privileges import PrivilegeError
 from otel_procmon.redact.filters import RedactionError, own_filters, read_redaction_filters
 from otel_procmon.redact.stage import Redaction, unredacted
+from otel_procmon.rights import chosen_user, give_up, has_place
 from otel_procmon.source.bcc import OUTPUT_VARIABLE, BccSource
 from otel_procmon.source.bcc_program import Places
 from otel_procmon.source.choice import LOADERS, choose
@@ -73,7 +58,6 @@ from otel_procmon.view.tetragon_json import tetragon_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from otel_procmon.config import DeliveryOptions
     from otel_procmon.containers.metadata import Metadata
     from otel_procmon.convert.records import Resource
     from otel_procmon.events import Event
@@ -91,9 +75,6 @@ PASSWD: Final = Path("/etc/passwd")
 
 _SOURCES: Final = "auto, ebpf, bcc, tetragon:PATH, tetragon:- or recording:PATH"
 _OUTPUTS: Final = "otlp, otlp-json[:PATH], json[:PATH] or compact[:PATH]"
-
-_OF_TLS: Final = ("_CERTIFICATE", "_CLIENT_KEY")
-"""Ends of names of variables that name files. They are read again when they have changed."""
 
 _log = logging.getLogger(PROG)
 
@@ -263,21 +244,13 @@ def configure(options: argparse.Namespace) -> Config:
     if options.command == "replay":
         # It waits for the receiver rather than leave something for another time.
         return replace(config, delivery=replace(config.delivery, spool_directory=None))
-    if options.spool is None and config.delivery == Config().delivery and not _has_place(config.delivery):
+    if options.spool is None and config.delivery == Config().delivery and not has_place(config.delivery):
         # The place that it has by default is root's, unless a service manager has made it this user's.
         config = replace(config, delivery=replace(config.delivery, spool_directory=None))
     if options.spool is not None:
         directory = None if options.spool == "none" else options.spool
         config = replace(config, delivery=replace(config.delivery, spool_directory=directory))
     return config if options.source is None else replace(config, source=options.source)
-
-
-def _has_place(delivery: DeliveryOptions) -> bool:
-    """Whether this user may have its spool where the configuration has it."""
-    if os.geteuid() == 0 or delivery.spool_directory is None:
-        return True
-    directory = Path(delivery.spool_directory)
-    return os.access(directory if directory.exists() else directory.parent, os.W_OK | os.X_OK)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -288,13 +261,13 @@ def _run(options: argparse.Namespace) -> int:
     kind, path = _source(options, config)
     node = os.environ.get("NODE_NAME") or socket.gethostname()
     local = kind in LOADERS
-    identity = _identity(config, local=local)
+    identity = chosen_user(config, os.environ, local=local)
     # The kernel first: what happens while the exporters are set up waits in the ring.
     capture, greeting = _capture(kind, path, node, config, ledger, options=options, redact=redact)
     try:
         lines, deliveries, sends = _sinks(config, options.color, ledger)
         # What can only be opened by root is open now, and no thread runs yet. From here on others' input is looked at.
-        _drop(config, identity, capture)
+        give_up(config, identity, capture, os.environ, sends=sends)
         if sends:
             deliveries.append(ExporterDelivery(os.environ, ledger, config.delivery))
         # Events that are not this host's, or not of now, say themselves what container they are of.
@@ -501,62 +474,6 @@ def _sinks(config: Config, colour: str, ledger: Ledger) -> tuple[list[LineOutput
             render = _json(config) if name == "json" else _compact(colour, target, os.environ)
             lines.append(LineOutput(name, target, render, ledger))
     return lines, deliveries, sends
-
-
-def _identity(config: Config, *, local: bool) -> Identity | None:
-    """Whom to become. Raises PrivilegeError, EndpointError."""
-    if config.privileges.user is None:
-        return None
-    identity = find_user(config.privileges.user)
-    if local and config.containers.ask_runtime and (path := find_socket(config.containers, os.environ, Path("/"))):
-        identity, trouble = with_group_of_socket(identity, Path(path))
-        if trouble is not None:
-            _log.warning("%s", trouble)
-    return identity
-
-
-def _read_later(config: Config, environ: Mapping[str, str]) -> list[Path]:
-    """Files that are read again and again while the agent runs, as far as it is known by now which."""
-    access = find_access(environ, Path("/"), config.containers.kubeconfig) if config.containers.ask_kubernetes else None
-    files = [] if access is None or access.kubeconfig is None else access.kubeconfig.split(os.pathsep)
-    files += [value for name, value in environ.items() if name.startswith("OTEL_") and name.endswith(_OF_TLS) and value]
-    return [Path(file) for file in files]
-
-
-def _drop(config: Config, identity: Identity | None, capture: Capture) -> None:
-    """Become `identity`, with no more capabilities than are needed from now on. Raises PrivilegeError, SourceError."""
-    kernel = capture if isinstance(capture, KernelCapture) else None
-    if kernel is not None:
-        kernel.look()
-    if ALL in config.privileges.keep:
-        if identity is not None:
-            raise PrivilegeError(f"privileges.keep is [{ALL}], and another user would not have them: leave out one")
-        return
-    if config.delivery.spool_directory is not None:
-        spool = Path(config.delivery.spool_directory)
-        make_way(spool)
-        if identity is not None:
-            give_spool(spool, identity)
-    asked = {name.removeprefix("CAP_") for name in config.privileges.keep}
-    keep = set(asked)
-    if kernel is not None:
-        keep |= least(CANDIDATES, kernel.works)
-    modules = [Path(os.__file__), Path(yaml.__file__), Path(__file__)]
-    if identity is None:
-        # Root without rights may not look into another user's home, where a virtual environment may be.
-        files = [*modules, *_read_later(config, os.environ)]
-        keep |= least(READERS, lambda: not unreadable(files))
-    dropped = drop(identity, keep)
-    if secret := unreadable(modules):
-        raise PrivilegeError(
-            f"user {dropped.uid} may not read {secret[0]}, from where modules are imported: install otel-procmon, and "
-            "Python, where that user can read them, such as /opt, or let privileges.user name another"
-        )
-    missing = dropped.missing & asked
-    if missing:
-        _log.warning("privileges.keep names %s, which this process does not have", ", ".join(sorted(missing)))
-    names = ", ".join(sorted(dropped.capabilities)) or "none"
-    _log.info("from here on: user %d, groups %s, capabilities: %s", dropped.uid, os.getgroups(), names)
 
 
 def _json(config: Config) -> Callable[[Happening], bytes | None]:

@@ -276,7 +276,7 @@ def test_a_user_who_cannot_read_the_modules(tmp_path: Path) -> None:
     through = (*for_any_user(tmp_path), "sh", "-c", script, "hidden")
     options = ("run", "--spool", "none", "-o", "compact", "--user", USER)
     with (
-        pytest.raises(AgentError, match=f"may not read {hidden}/otel_procmon/cli.py, from where"),
+        pytest.raises(AgentError, match=f"may not read {hidden}/otel_procmon/rights.py, from where"),
         run_command(tmp_path, *options, through=through),
     ):
         pass
