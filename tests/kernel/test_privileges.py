@@ -7,6 +7,7 @@ import re
 import signal
 import stat
 import subprocess
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.kernel.test_delivery import environment, spooled, unread
 from tests.kernel.test_gaps import configuration, fill_ring, living
 from tests.kernel.truth.everything import Everything, everything, for_any_user, place_for_pins
 from tests.kernel.truth.family import with_word
+from tests.kernel.truth.otlp import Records
 from tests.kernel.truth.receiver import receiver, refusing_port
 from tests.kernel.truth.running import Agent, AgentError, run_command
 from tests.kernel.truth.shell import marker, shell
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("require_kernel")]
 
+UNIT = Path(__file__).parents[2] / "examples/systemd/otel-procmon.service"
 USER = "65534:65534"
 UID = 65534
 NO_ONE = f"{UID} {UID} {UID} {UID}"
@@ -63,13 +66,15 @@ def for_bpf(agent: Agent) -> int:
     return held & (1 << CAPABILITIES["BPF"] | 1 << CAPABILITIES["PERFMON"])
 
 
-def assert_without_rights(agent: Agent, *, uids: str = NO_ONE, groups: str = "", kept: int = 0) -> None:
+def assert_without_rights(
+    agent: Agent, *, uids: str = NO_ONE, groups: str = "", kept: int = 0, bounding: int = 0
+) -> None:
     """Of every thread of the agent."""
     found = statuses(agent)
     kept |= for_bpf(agent)
     for name, told in found.items():
         assert (told["Uid"], told["Gid"], told["Groups"]) == (uids, uids, groups), name
-        wanted = dict.fromkeys(SETS, 0) | dict.fromkeys(("CapPrm", "CapEff"), kept)
+        wanted = dict.fromkeys(SETS, 0) | dict.fromkeys(("CapPrm", "CapEff"), kept) | {"CapBnd": bounding}
         assert {each: int(told[each], 16) for each in SETS} == wanted, name
         assert told["NoNewPrivs"] == "1", name
     # Not dumpable, so that these are root's, and no process of the same user may look.
@@ -185,6 +190,38 @@ def test_root_keeps_its_name_and_nothing_else(running_agent: RunningAgent, tmp_p
         # Where this test's Python is in somebody's home.
         assert kept in {0, 1 << CAPABILITIES["DAC_READ_SEARCH"]}
         assert_without_rights(agent, uids="0 0 0 0", groups=own_groups(), kept=kept)
+
+
+def test_as_the_systemd_unit_starts_it() -> None:
+    """A user with ambient capabilities, and none of those by which others are given away."""
+    before, after = marker(), marker()
+    names = (
+        re.findall(r"^AmbientCapabilities=(.*)$", UNIT.read_text(), re.MULTILINE)[0].replace("CAP_", "").lower().split()
+    )
+    sets = ",".join(["-all", *(f"+{name}" for name in names)])
+    with (
+        tempfile.TemporaryDirectory(prefix="procmon-", dir="/var/tmp") as place,
+        shell("sh", "-c", 'exec "$@"', before) as old,
+    ):
+        directory = Path(place)
+        os.chown(directory, UID, UID)
+        directory.chmod(0o755)
+        through = (
+            *for_any_user(directory),
+            *("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"),
+            *(f"--inh-caps={sets}", f"--ambient-caps={sets}", f"--bounding-set={sets}"),
+        )
+        records = directory / "records"
+        options = ("run", "-o", f"otlp-json:{records}")
+        with run_command(directory, *options, through=through) as agent:
+            subprocess.run(["/bin/true", after], env=ENVIRONMENT, check=True)
+            written = Records(records)
+            agent.wait_until(lambda: len(with_word(written.logs(), after)) == 2, "it told of a program")
+            agent.wait_until(lambda: bool(with_word(written.logs(), old.marker)), "and of what ran before")
+            assert_without_rights(agent, bounding=sum(1 << CAPABILITIES[name.upper()] for name in names))
+        (found,) = [log for log in with_word(written.logs(), old.marker) if log.event_name == "process.discovered"]
+        assert found.attributes["process.executable.path"].startswith("/")
+        assert stat.S_IMODE(records.stat().st_mode) == 0o600
 
 
 def own_groups() -> str:

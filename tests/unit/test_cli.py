@@ -722,6 +722,12 @@ def test_why_the_program_cannot_be_loaded(
     assert "\n" not in sentence
 
 
+def test_a_user_that_there_is_not(otel_procmon: Run) -> None:
+    done = otel_procmon("replay", str(SEED), "--user", "no-such-user")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("otel-procmon: there is no user 'no-such-user' on this host; make one")
+
+
 def test_doctor_says_what_is_missing(otel_procmon: Run, tmp_path: Path) -> None:
     def without() -> None:
         patch.object(ebpf, "BTF", tmp_path / "vmlinux").start()
