@@ -198,6 +198,27 @@ def test_it_can_capture_without_root(node: Node, collected: Received) -> None:
     assert said[-1] == "This host can capture."
 
 
+def test_it_can_capture_under_the_seccomp_profile(node: Node, collected: Received) -> None:
+    """As docs/privileges.md has it on the nodes: the kubelet and the runtime take the file as it is."""
+    profiles = node.place.own("/var/lib/kubelet") / "seccomp"
+    profiles.mkdir(exist_ok=True)
+    shutil.copy(MANIFESTS / "seccomp.json", profiles / "otel-procmon.json")
+    script = "grep ^Seccomp: /proc/self/status; python3 -c 'import socket; socket.socket().listen()' 2>&1"
+    doctor = container("main", "/bin/sh", "-c", f"{script}; otel-procmon doctor", image="localhost/otel-procmon:test")
+    doctor["securityContext"] = {
+        "allowPrivilegeEscalation": False,
+        "seccompProfile": {"type": "Localhost", "localhostProfile": "otel-procmon.json"},
+        "capabilities": {"drop": ["ALL"], "add": [*CAPABILITIES]},
+    }
+    node.apply(pod("confined", doctor, hostPID=True, restartPolicy="Never"))
+    node.wait_for_phase("confined", "Succeeded")
+    said = node.kubectl("logs", "confined").splitlines()
+    node.kubectl("delete", "pod", "confined", "--wait=false")
+    assert said[0].split() == ["Seccomp:", "2"]
+    assert any("PermissionError: [Errno 1]" in line for line in said), "listening is not allowed"
+    assert said[-1] == "This host can capture."
+
+
 def test_it_ends_in_order_when_it_is_told_to(node: Node, collected: Received) -> None:
     """Last, since nothing captures after that for a while: the DaemonSet makes another pod."""
     (agent,) = node.get("pods", "-n", NAMESPACE)["items"]
