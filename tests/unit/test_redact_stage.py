@@ -26,6 +26,12 @@ SECRET = "hunter2x"
 NS = 1_700_000_000_000_000_000
 
 
+@pytest.fixture(autouse=True)
+def keep_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line runs in this process here, whose rights the tests after it need: they go for good."""
+    monkeypatch.setattr("otel_procmon.cli.give_up", lambda *_, **__: None)
+
+
 def process_of(**fields: Any) -> Process:
     return Process(**{"exec_id": "id", "pid": 7, "binary": "/bin/tool", "start_unix_ns": NS, **fields})
 
