@@ -27,7 +27,7 @@ class SelfTold(NamedTuple):
     def is_of(self, head: Head) -> bool:
         """Whether a record's head tells the same."""
         start_ticks = head.start_ns * self.ticks_per_s // 1_000_000_000
-        return (head.pid, head.parent_pid, start_ticks, head.comm.rstrip(b"\0"), head.uid) == (
+        return (head.pid, head.parent_pid, start_ticks, head.comm.partition(b"\0")[0], head.uid) == (
             self.pid,
             self.parent_pid,
             self.start_ticks,
