@@ -514,11 +514,15 @@ def _by_key(text: str) -> list[tuple[int, int, str]]:
             end = text.find(escaped[0], begin)
             end = len(text) if end < 0 else end
         else:
+            if text.startswith(("$(", "`"), begin):
+                # Before its end is looked for, which each of many keys in a row would do again.
+                continue
             end = _BARE.match(text, begin).end()  # type: ignore[union-attr]
-            if SHELL_REFERENCE.fullmatch(text[begin:end]) or text.startswith(("$(", "`"), begin):
+            if SHELL_REFERENCE.fullmatch(text[begin:end]):
                 continue
             if text[begin:end].endswith("("):
-                # A function's call, in some program's text.
+                # A function's call, in some program's text; keys in it have the same end.
+                done = end
                 continue
         if begin < end and not _is_harmless(text[begin:end]):
             found.append((begin, end, "key"))

@@ -135,4 +135,4 @@ def redacted_in_time(data: bytes) -> None:
 
 
 def _process(argv: tuple[str, ...]) -> Process:
-    return Process(exec_id="x", pid=1, binary=argv[0], start_unix_ns=0, argv=argv, cwd=argv[-1])
+    return Process(exec_id="x", pid=1, binary=argv[0], start_unix_ns=0, argv=argv, cwd=argv[-1][:4096])

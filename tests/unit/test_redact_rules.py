@@ -130,7 +130,8 @@ def test_the_check_finds_what_can(pattern: str) -> None:
 @pytest.mark.parametrize(
     "unit",
     ["-p ", "token=", "token='", 'token="\\', "://a:b@", "://a:", "eyJ.eyJ.", "eyJa", "echo a|", "curl -u a:b ", "'\"", "\\\\",
-     "authorization:", "-----BEGIN PRIVATE KEY-----", "pass:", "bearer ", "/a.", "$(", "a/b", "ghp_", "set password ", "=token"],
+     "authorization:", "-----BEGIN PRIVATE KEY-----", "pass:", "bearer ", "/a.", "$(", "a/b", "ghp_", "set password ", "=token",
+     "-storepass=`", "password=a(", "password=$("],
 )  # fmt: skip
 def test_128_kib_of_anything_comes_to_an_end(unit: str) -> None:
     text = (unit * (2**17 // len(unit) + 1))[: 2**17]
