@@ -11,10 +11,14 @@ import os
 from setuptools import setup
 
 COMPILED = (
+    "agent",
+    "capture",
     "clock",
     "containers/cgroup",
     "convert/happenings",
+    "convert/resource",
     "decode/kernel",
+    "deliver/sender",
     "encode/otlp",
     "ledger",
     "lineage/arguments",
@@ -28,6 +32,7 @@ COMPILED = (
     "redact/stage",
     "redact/words",
     "rfc3339",
+    "source/ring",
     "view/arguments",
     "view/compact",
     "wire",
