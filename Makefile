@@ -32,6 +32,7 @@ kernel: ## the kernel tier, in .venv, as root; nothing may be skipped
 	PROCMON_REQUIRE=kernel $(BIN)/pytest tests/kernel
 
 test-kernels: ## what is about the kernel, with both loaders, on four of Debian's under qemu, as root: 20 minutes on 2 CPUs
+	. .ci/machine.sh && require_boot_packages
 	$(PYTHON) -m tests.kernel.boot.matrix --results build/kernels
 
 kernels-page: ## write the table of docs/kernels.md from what came of test-kernels
