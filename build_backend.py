@@ -6,7 +6,7 @@ import os
 
 from setuptools.build_meta import *  # noqa: F403 - a build backend is what it has of hooks
 
-_COMPILING = ["msgspec>=0.19", "mypy>=1.15", "types-PyYAML"]
+_COMPILING = ["msgspec>=0.19", "mypy>=1.15", "opentelemetry-proto", "types-PyYAML", "types-protobuf"]
 """mypyc reads the types of what the compiled modules import."""
 
 
