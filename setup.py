@@ -12,7 +12,6 @@ from setuptools import setup
 
 COMPILED = (
     "agent",
-    "capture",
     "clock",
     "containers/cgroup",
     "convert/happenings",

@@ -309,7 +309,7 @@ def test_a_spool_of_root_is_given_to_the_user(tmp_path: Path) -> None:
 def test_a_user_who_cannot_read_the_modules(tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir(mode=0o700)
-    script = f'cp -r "{Path(__file__).parents[2] / "otel_procmon"}" {hidden} && cd {hidden} && exec "$@"'
+    script = f'cp -r "{Path(__file__).parents[2] / "otel_procmon"}" {hidden} && cd {hidden} && exec env -u PYTHONSAFEPATH "$@"'
     through = (*for_any_user(tmp_path), "sh", "-c", script, "hidden")
     options = ("run", "--spool", "none", "-o", "compact", "--user", USER)
     with (
