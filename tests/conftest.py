@@ -12,6 +12,9 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
+# Tests fork, and look at threads there: after a fork gRPC would start some of its own, if it was used before.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
 # Last, so that an installed otel_procmon (a wheel under test) goes before the one of the source tree.
 sys.path.append(str(Path(__file__).parents[1]))
 
