@@ -26,8 +26,8 @@ from otel_procmon.lineage.image import Started
 from otel_procmon.lineage.table import ProcessTable
 from otel_procmon.privileges import held
 from otel_procmon.redact.stage import Redaction
-from otel_procmon.source.ebpf import READ_LIMIT
 from otel_procmon.source.errors import SourceError
+from otel_procmon.source.kernel import READ_LIMIT
 from otel_procmon.source.recording import Batch
 from otel_procmon.teller import Teller
 

@@ -16,24 +16,22 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_procmon.source.bcc_program import Places, compile_program
-from otel_procmon.source.ebpf import (
+from otel_procmon.source.errors import SourceError
+from otel_procmon.source.kernel import (
     BUFFERS_PER_CPU,
     CONFIG,
     COUNTERS_BYTES,
-    EXEC_ROOM,
-    FORK_ROOM,
     PROC,
-    READ_LIMIT,
+    KernelSource,
     KindCounts,
+    config_values,
     open_library,
     sentence,
     sum_counters,
 )
-from otel_procmon.source.errors import SourceError
 from otel_procmon.source.libbpf import BpfError, Library
 from otel_procmon.source.own_process import read_self
 from otel_procmon.source.perf import RECORD_MAX_BYTES, PerfReader
-from otel_procmon.source.procfs import complete
 from otel_procmon.source.ring import RingReader
 from otel_procmon.wire import EXEC_STRUCT, Kind, read_head
 
@@ -84,36 +82,27 @@ _TRACEPOINTS: Final = (
 """In the order of `source.ebpf`; of a tracepoint's programs the first one that the kernel lets attach."""
 
 
-class BccSource:
-    """As `EbpfSource`, without pins."""
+class BccSource(KernelSource):
+    """See `KernelSource`. Nothing is pinned, so there are no earlier agents' records."""
 
     read_before = 0
-    taken_over = False
-    started_clean = 0
 
     def __init__(
         self, capture: Capture, *, perf: bool = False, places: Places | None = None, proc: Path = PROC
     ) -> None:
         """`perf`: take perf buffers in any case."""
-        self._capture = capture
+        super().__init__(capture, proc)
         self._perf = perf
         self._places = places or Places()
-        self._proc = proc
-        self._library: Library | None = None
-        self._reader: RingReader | PerfReader | None = None
-        self._size = 1
         self._maps: dict[str, int] = {}
         self._programs: dict[str, int] = {}
         self._links: list[int] = []
-        self._counts: dict[Kind, KindCounts] = {}
-        self._misses = 0
-        self._more_waits = False
         self._said: list[str] = []
 
     @property
     def messages(self) -> list[str]:
         """What the compiler, libbpf and the verifier said."""
-        return self._said + (list(self._library.messages) if self._library is not None else [])
+        return self._said + super().messages
 
     def open(self) -> None:
         """Compile, load and attach. Raises `SourceError`."""
@@ -132,13 +121,7 @@ class BccSource:
         cpus = library.possible_cpus()
         perf = self._perf or not _has_ring(library)
         maps = _maps(cpus, self._capture.ring_bytes, perf=perf)
-        config = {
-            "wake_bytes": int(self._capture.ring_bytes * self._capture.wake_fraction),
-            "args_max_bytes": self._capture.arguments_max_bytes,
-            "cpus": cpus,
-            "exec_room_bytes": int(self._capture.ring_bytes * EXEC_ROOM),
-            "fork_room_bytes": int(self._capture.ring_bytes * FORK_ROOM),
-        }
+        config = config_values(self._capture, cpus)
         if perf:
             longest = RECORD_MAX_BYTES - EXEC_STRUCT.size - _PATHS_BYTES
             config["args_max_bytes"] = min(config["args_max_bytes"], longest)
@@ -155,7 +138,6 @@ class BccSource:
             wake_bytes = int(pages * mmap.PAGESIZE * self._capture.wake_fraction)
             self._reader = PerfReader(library, self._maps["ring"], pages, wake_bytes)
         else:
-            self._size = self._capture.ring_bytes
             self._reader = RingReader(self._maps["ring"], self._size)
         self._programs["on_task"] = library.load_raw_tracepoint("on_task", _LICENCE, programs["on_task"])
         self._check()
@@ -195,33 +177,9 @@ class BccSource:
                 self._programs[name] = fd
                 return
 
-    def read(self, timeout_s: float) -> list[bytes]:
-        """See `EbpfSource.read`."""
-        assert self._reader is not None
-        if timeout_s > 0 and not self._more_waits:
-            self._reader.wait(timeout_s)
-        records = self._reader.read(READ_LIMIT)
-        self._more_waits = len(records) >= READ_LIMIT
-        return records
-
-    @property
-    def position(self) -> int:
-        """See `EbpfSource.position`."""
-        assert self._reader is not None
-        return self._reader.position
-
-    def filled(self) -> float:
-        """See `EbpfSource.filled`."""
-        return 0.0 if self._reader is None else self._reader.waiting_bytes() / self._size
-
-    def commit(self, position: int) -> None:
-        """See `EbpfSource.commit`."""
-        assert self._reader is not None
-        self._reader.commit(position)
-
     def snapshot(self, is_known: Callable[[bytes], bool]) -> list[bytes]:
-        """See `EbpfSource.snapshot`."""
-        records = complete(self._tasks, is_known, self._proc, self._capture.arguments_max_bytes)
+        """See `KernelSource.snapshot`."""
+        records = super().snapshot(is_known)
         if isinstance(self._reader, PerfReader):
             # What was made meanwhile has to be there for whoever compares it with this.
             self._reader.settle()
@@ -241,7 +199,7 @@ class BccSource:
         return records
 
     def counts(self) -> dict[Kind, KindCounts]:
-        """See `EbpfSource.counts`."""
+        """See `KernelSource.counts`."""
         if self._library is not None and "counters" in self._maps:
             self._counts = sum_counters(self._library.per_cpu(self._maps["counters"], COUNTERS_BYTES))
             self._misses = sum(
@@ -249,12 +207,8 @@ class BccSource:
             )
         return self._counts
 
-    def misses(self) -> int:
-        """See `EbpfSource.misses`."""
-        return self._misses
-
     def detach(self) -> None:
-        """See `EbpfSource.detach`."""
+        """See `KernelSource.detach`."""
         while self._links:
             os.close(self._links.pop())
         if isinstance(self._reader, PerfReader):

@@ -50,9 +50,6 @@ class PerfReader:
     A waiting reader is woken when a CPU's buffer is filled to `wake_bytes`. Not thread-safe.
     """
 
-    committed_before = 0
-    """Nobody read before: the buffers end with their reader."""
-
     def __init__(self, library: Library, map_fd: int, pages: int, wake_bytes: int) -> None:
         self._library = library
         # It has to live as long as libbpf may call it.

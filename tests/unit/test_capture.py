@@ -16,8 +16,8 @@ from otel_procmon.config import Capture as CaptureOptions
 from otel_procmon.config import Config, LineageOptions
 from otel_procmon.ledger import Ledger
 from otel_procmon.rfc3339 import format_rfc3339
-from otel_procmon.source.ebpf import KindCounts
 from otel_procmon.source.json_stream import JsonText
+from otel_procmon.source.kernel import KindCounts
 from otel_procmon.source.recording import Host, RecordingSource, RecordingWriter
 from otel_procmon.wire import Kind
 from tests.unit.lineage_account import told

@@ -25,7 +25,7 @@ import pytest
 
 from otel_procmon import __version__, cli
 from otel_procmon.config import Capture
-from otel_procmon.source import ebpf, libbpf
+from otel_procmon.source import ebpf, kernel, libbpf
 from otel_procmon.source.errors import SourceError
 from otel_procmon.source.recording import Batch, Host, RecordingWriter
 from tests.kernel.truth.running import cannot_run
@@ -639,7 +639,7 @@ def test_ctrl_c_while_it_starts(otel_procmon: Run) -> None:
 def test_kernel_without_type_information(otel_procmon: Run, tmp_path: Path) -> None:
     def without() -> None:
         patch.object(ebpf, "BTF", tmp_path / "vmlinux").start()
-        patch.object(ebpf, "Library").start()
+        patch.object(kernel, "Library").start()
 
     done = otel_procmon("watch", before=without)
     assert (done.code, done.out) == (1, "")
@@ -714,9 +714,9 @@ def test_why_the_program_cannot_be_loaded(
     said: str,
 ) -> None:
     (tmp_path / "lockdown").write_text(lockdown)
-    monkeypatch.setattr(ebpf, "LOCKDOWN", tmp_path / "lockdown")
+    monkeypatch.setattr(kernel, "LOCKDOWN", tmp_path / "lockdown")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    sentence = ebpf.sentence(libbpf.BpfError(number, what), messages)
+    sentence = kernel.sentence(libbpf.BpfError(number, what), messages)
     assert said in sentence
     assert sentence.endswith(".")
     assert "\n" not in sentence
@@ -731,7 +731,7 @@ def test_a_user_that_there_is_not(otel_procmon: Run) -> None:
 def test_doctor_says_what_is_missing(otel_procmon: Run, tmp_path: Path) -> None:
     def without() -> None:
         patch.object(ebpf, "BTF", tmp_path / "vmlinux").start()
-        patch.object(ebpf, "Library").start()
+        patch.object(kernel, "Library").start()
         patch.object(ebpf.EbpfSource, "messages", []).start()
 
     done = otel_procmon("doctor", before=without)

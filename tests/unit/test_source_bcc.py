@@ -16,8 +16,8 @@ import pytest
 from otel_procmon.source import bcc, own_process
 from otel_procmon.source.bcc_program import PROGRAMS, Places, compile_program, is_bcc, missing
 from otel_procmon.source.choice import choose
-from otel_procmon.source.ebpf import PROC
 from otel_procmon.source.errors import SourceError
+from otel_procmon.source.kernel import PROC
 from otel_procmon.source.own_process import read_self
 from otel_procmon.wire import Head
 

@@ -15,7 +15,7 @@ import pytest
 from otel_procmon.events import Discovered
 from otel_procmon.source import command_lines as module
 from otel_procmon.source.command_lines import command_lines
-from otel_procmon.source.ebpf import PROC
+from otel_procmon.source.kernel import PROC
 from otel_procmon.source.procfs import read_strings
 from otel_procmon.wire import Fact, Field, Kind, pack_task
 from tests.unit.test_decode_kernel import decoded

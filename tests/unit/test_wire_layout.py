@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_procmon import wire
-from otel_procmon.source import ebpf
+from otel_procmon.source import ebpf, kernel
 from tests.unit.btf import Btf, section
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ HEAD = ("task", 0, TASK_BYTES)
         ("procmon_fork", [HEAD]),
         ("procmon_exec", [HEAD, *laid_out(wire.EXEC_TAIL, TASK_BYTES)]),
         ("procmon_exit", [HEAD, *laid_out(wire.EXIT_TAIL, TASK_BYTES)]),
-        ("procmon_config", laid_out(ebpf.CONFIG)),
-        ("procmon_counters", laid_out(ebpf.COUNTERS)),
+        ("procmon_config", laid_out(kernel.CONFIG)),
+        ("procmon_counters", laid_out(kernel.COUNTERS)),
     ],
 )
 def test_struct_is_what_python_reads(btf: Btf, name: str, fields: list[tuple[str, int, int]]) -> None:
@@ -73,7 +73,7 @@ def test_constants_are_what_python_knows(btf: Btf, name: str, prefix: str, known
 
 def test_counters_have_one_for_each_kind(btf: Btf) -> None:
     kinds = btf.enum("procmon_kind")["PROCMON_KINDS"]
-    assert {format_ for _, format_ in ebpf.COUNTERS} == {f"{kinds}Q"}
+    assert {format_ for _, format_ in kernel.COUNTERS} == {f"{kinds}Q"}
 
 
 def test_macros_are_what_python_knows() -> None:
@@ -81,7 +81,7 @@ def test_macros_are_what_python_knows() -> None:
     header = (BPF / "procmon.h").read_text(encoding="ascii")
     source = (BPF / "maps.h").read_text(encoding="ascii")
     assert f"#define PROCMON_WIRE_VERSION {wire.WIRE_VERSION}\n" in header
-    assert f"#define BUFFERS_PER_CPU {ebpf.BUFFERS_PER_CPU}\n" in source
+    assert f"#define BUFFERS_PER_CPU {kernel.BUFFERS_PER_CPU}\n" in source
 
 
 def test_object_has_no_debugging_information_but_btf() -> None:
