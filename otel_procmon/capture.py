@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_procmon.clock import BootClock
@@ -28,6 +26,7 @@ from otel_procmon.privileges import held
 from otel_procmon.redact.stage import Redaction
 from otel_procmon.source.errors import SourceError
 from otel_procmon.source.kernel import READ_LIMIT
+from otel_procmon.source.own_process import host_pid
 from otel_procmon.source.recording import Batch
 from otel_procmon.teller import Teller
 
@@ -50,10 +49,6 @@ _ERRORS_TOLD: Final = 10
 """Records that cannot be decoded are all counted; so many are also told one by one."""
 
 _TETRAGON_READ_S: Final = 0.1
-
-OWN_PID_NAMESPACE: Final = Path("/proc/self/ns/pid")
-_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
-"""Its inode: PROC_PID_INIT_INO of include/linux/proc_ns.h."""
 
 _FILLED: Final = 0.5
 _LOOK_FOR_LOSSES_NS: Final = 1_000_000_000
@@ -92,14 +87,6 @@ class Capture(Protocol):
 
     def close(self) -> None:
         """Release everything."""
-
-
-def host_pid(own: Path = OWN_PID_NAMESPACE) -> int | None:
-    """This process's id, as the kernel has it in events; None in a pid namespace, where it is called otherwise."""
-    try:
-        return os.getpid() if own.stat().st_ino == _INITIAL_PID_NAMESPACE else None
-    except OSError:
-        return None
 
 
 def answers(source: KernelSource, *, snapshots: bool) -> bool:

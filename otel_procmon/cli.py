@@ -42,7 +42,7 @@ from otel_procmon.privileges import PrivilegeError
 from otel_procmon.redact.filters import RedactionError, own_filters, read_redaction_filters
 from otel_procmon.redact.stage import Redaction, unredacted
 from otel_procmon.rights import chosen_user, give_up, has_place
-from otel_procmon.source.bcc import OUTPUT_VARIABLE, BccSource
+from otel_procmon.source.bcc import BccSource, perf_is_asked_for
 from otel_procmon.source.bcc_program import Places
 from otel_procmon.source.choice import LOADERS, choose
 from otel_procmon.source.ebpf import BTF, EbpfSource
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from otel_procmon.convert.records import Resource
     from otel_procmon.events import Event
     from otel_procmon.lineage.image import Happening
+    from otel_procmon.source.kernel import KernelSource
 
 PROG: Final = "otel-procmon"
 
@@ -424,9 +425,9 @@ def _capture(
             _log.info("source: %s: %s", kind, why)
             if options.pin and kind == "bcc":
                 _log.warning("nothing is pinned, for BCC makes the programs here: they end with this agent")
-        source: EbpfSource | BccSource
+        source: KernelSource
         if kind == "bcc":
-            source = BccSource(config.capture, perf=os.environ.get(OUTPUT_VARIABLE) == "perf")
+            source = BccSource(config.capture, perf=perf_is_asked_for(os.environ))
         else:
             pinned = options.pin
             source = EbpfSource(config.capture, pins=Pins() if pinned else None)

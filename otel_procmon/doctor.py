@@ -22,7 +22,7 @@ from otel_procmon.deliver.delivery import DeliveryError
 from otel_procmon.deliver.settings import Signal, read_settings
 from otel_procmon.events import Exec
 from otel_procmon.privileges import CANDIDATES, PrivilegeError, held, least
-from otel_procmon.source.bcc import OUTPUT_VARIABLE, BccSource
+from otel_procmon.source.bcc import BccSource, perf_is_asked_for
 from otel_procmon.source.bcc_program import Places
 from otel_procmon.source.choice import choose
 from otel_procmon.source.ebpf import BTF, EbpfSource
@@ -30,6 +30,8 @@ from otel_procmon.source.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from otel_procmon.source.kernel import KernelSource
 
 _CONNECT_S: Final = 2.0
 _SEEN_S: Final = 2.0
@@ -79,10 +81,10 @@ def _source(environ: Mapping[str, str], messages: TextIO | None) -> Iterator[Fin
     if choice.loader == "ebpf":
         yield _capture(EbpfSource(Capture()), messages)
     else:
-        yield _capture(BccSource(Capture(), perf=environ.get(OUTPUT_VARIABLE) == "perf"), messages)
+        yield _capture(BccSource(Capture(), perf=perf_is_asked_for(environ)), messages)
 
 
-def _capture(source: EbpfSource | BccSource, messages: TextIO | None) -> Finding:
+def _capture(source: KernelSource, messages: TextIO | None) -> Finding:
     """Load the program in earnest, and see whether it tells of a process that is started now."""
     try:
         source.open()

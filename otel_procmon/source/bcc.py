@@ -36,7 +36,7 @@ from otel_procmon.source.ring import RingReader
 from otel_procmon.wire import EXEC_STRUCT, Kind, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from otel_procmon.config import Capture
@@ -225,6 +225,11 @@ class BccSource(KernelSource):
         for fd in (*self._programs.values(), *self._maps.values()):
             os.close(fd)
         self._programs, self._maps = {}, {}
+
+
+def perf_is_asked_for(environ: Mapping[str, str]) -> bool:
+    """Whether `OUTPUT_VARIABLE` says so."""
+    return environ.get(OUTPUT_VARIABLE) == "perf"
 
 
 def _has_ring(library: Library) -> bool:

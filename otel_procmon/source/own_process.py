@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from otel_procmon.wire import Head
 
-_INITIAL_NAMESPACES: Final = (("pid", 0xEFFFFFFC), ("time", 0xEFFFFFFA))
+_OWN_PID_NAMESPACE: Final = Path("/proc/self/ns/pid")
+_INITIAL_NAMESPACES: Final = {"pid": 0xEFFFFFFC, "time": 0xEFFFFFFA}
 """``PROC_PID_INIT_INO`` and ``PROC_TIME_INIT_INO`` of include/linux/proc_ns.h: their inodes, for ever."""
+
+
+def host_pid(own: Path = _OWN_PID_NAMESPACE) -> int | None:
+    """This process's id, as the kernel has it in events; None in a pid namespace, where it is called otherwise."""
+    return os.getpid() if _is_initial("pid", own) else None
+
+
+def _is_initial(kind: str, namespace: Path) -> bool:
+    try:
+        return namespace.stat().st_ino == _INITIAL_NAMESPACES[kind]
+    except OSError:
+        return False
 
 
 class SelfTold(NamedTuple):
@@ -38,10 +50,9 @@ class SelfTold(NamedTuple):
 
 def read_self(proc: Path) -> SelfTold | None:
     """What `proc` tells of this process; None where its pids and times are those of other namespaces."""
+    if not all(_is_initial(kind, proc / "self/ns" / kind) for kind in _INITIAL_NAMESPACES):
+        return None
     try:
-        for name, inode in _INITIAL_NAMESPACES:
-            if (proc / "self/ns" / name).stat().st_ino != inode:
-                return None
         stat = (proc / "self/stat").read_bytes()
     except OSError:
         return None

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_procmon import privileges
-from otel_procmon.capture import host_pid
 from otel_procmon.privileges import (
     CANDIDATES,
     CAPABILITIES,
@@ -34,6 +33,7 @@ from otel_procmon.privileges import (
     with_group_of_socket,
 )
 from otel_procmon.source.command_lines import THREAD_NAME
+from otel_procmon.source.own_process import host_pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -268,12 +268,12 @@ def test_a_map_that_there_is_not() -> None:
 @pytest.fixture
 def initial(monkeypatch: pytest.MonkeyPatch) -> None:
     """The namespaces that this runs in are taken for the first ones, as they are outside of containers."""
-    inodes = tuple((name, (PROC / "self/ns" / name).stat().st_ino) for name in ("pid", "time"))
+    inodes = {name: (PROC / "self/ns" / name).stat().st_ino for name in ("pid", "time")}
     monkeypatch.setattr(own_process, "_INITIAL_NAMESPACES", inodes)
 
 
 def test_another_pid_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_process, "_INITIAL_NAMESPACES", (("pid", 1),))
+    monkeypatch.setattr(own_process, "_INITIAL_NAMESPACES", {"pid": 1})
     assert read_self(PROC) is None
 
 
