@@ -141,30 +141,38 @@ class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     written_bytes: int | None = None
 
 
-class Fork(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A process (not a thread) was made. It runs its parent's program until it execs."""
+class _Moment(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What an event tells of a process without describing its program: the kernel does so at forks and exits."""
 
     time_unix_ns: int
     exec_id: str
-    parent_exec_id: str
-    """The image of the child's parent, at this moment."""
     pid: int
-    parent_pid: int
     node: str | None = None
     boot_start_ns: int | None = None
     creation_unix_ns: int | None = None
     vpid: int | None = None
-    parent_is_kernel_thread: bool = False
     name: str | None = None
-    """The kernel's ``comm``; all that is known where the parent is unknown."""
+    """The kernel's ``comm``."""
     session_id: int | None = None
-    """Like all that follows, the child's at the fork, and so its parent's at that moment."""
+    """Like all that follows, as it was at this moment."""
     tty: bool | None = None
     uid: int | None = None
     gid: int | None = None
     euid: int | None = None
     egid: int | None = None
     auid: int | None = None
+
+
+class Fork(_Moment, frozen=True, gc=False, kw_only=True):
+    """A process (not a thread) was made. It runs its parent's program until it execs.
+
+    Session, terminal and users are the child's, and so its parent's at that moment.
+    """
+
+    parent_exec_id: str
+    """The image of the child's parent, at this moment."""
+    parent_pid: int
+    parent_is_kernel_thread: bool = False
 
 
 class Exec(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -185,14 +193,10 @@ class Exec(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The event as it was read (Tetragon), so that nothing unknown is lost on the way through."""
 
 
-class Exit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class Exit(_Moment, frozen=True, gc=False, kw_only=True):
     """The last thread of a process ended."""
 
-    time_unix_ns: int
     observed_unix_ns: int
-    exec_id: str
-    pid: int
-    boot_start_ns: int | None = None
     code: int | None
     """Exit status 0 to 255; None where a signal ended the process, or the source does not tell."""
     signal: str | None = None
@@ -203,22 +207,9 @@ class Exit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     parent_exec_id: str | None = None
     parent_pid: int | None = None
     process: Process | None = None
-    """The process as the event describes it, all of it (Tetragon). The kernel tells no more than what follows."""
+    """The process as the event describes it, all of it (Tetragon). The kernel does not."""
     parent: Process | None = None
     raw: dict[str, Any] | None = None
-    node: str | None = None
-    creation_unix_ns: int | None = None
-    vpid: int | None = None
-    name: str | None = None
-    """The kernel's ``comm``."""
-    session_id: int | None = None
-    """Like all that follows, as it was at the end."""
-    tty: bool | None = None
-    uid: int | None = None
-    gid: int | None = None
-    euid: int | None = None
-    egid: int | None = None
-    auid: int | None = None
     cgroup_id: int | None = None
     forked_only: bool = False
     """It had not exec'd since its fork."""

@@ -18,14 +18,33 @@ _HOW_IT_BEGAN: Final = frozenset({"execve", "clone", "procFS"})
 
 def forked(event: Fork, parent: Process | None) -> Process:
     """What a fork runs: its parent's program."""
-    own: dict[str, Any] = {
+    own = _identity(event) | _session_and_users(event)
+    if parent is None or parent.kernel_thread:
+        return Process(binary="", name=event.name, flags=("clone",), **own)
+    return replace(parent, flags=_cloned(parent.flags), kernel_thread=False, **own)
+
+
+def start_unix_ns(event: Fork | Exit) -> int:
+    """When an image began of which the kernel told no exec: when its process was forked, as far as that is known."""
+    return event.time_unix_ns if event.creation_unix_ns is None else event.creation_unix_ns
+
+
+def _identity(event: Fork | Exit) -> dict[str, Any]:
+    return {
         "exec_id": event.exec_id,
         "pid": event.pid,
-        "start_unix_ns": fork_start_unix_ns(event),
+        "start_unix_ns": start_unix_ns(event),
         "creation_unix_ns": event.creation_unix_ns,
         "boot_start_ns": event.boot_start_ns,
+        # 0: the kernel's own.
         "parent_pid": event.parent_pid or None,
         "vpid": event.vpid,
+        "node": event.node,
+    }
+
+
+def _session_and_users(event: Fork | Exit) -> dict[str, Any]:
+    return {
         "session_id": event.session_id,
         "tty": event.tty,
         "uid": event.uid,
@@ -33,17 +52,7 @@ def forked(event: Fork, parent: Process | None) -> Process:
         "euid": event.euid,
         "egid": event.egid,
         "auid": event.auid,
-        "node": event.node,
-        "kernel_thread": False,
     }
-    if parent is None or parent.kernel_thread:
-        return Process(binary="", name=event.name, flags=("clone",), **own)
-    return replace(parent, flags=_cloned(parent.flags), **own)
-
-
-def fork_start_unix_ns(event: Fork) -> int:
-    """When the image that a fork leaves began."""
-    return event.time_unix_ns if event.creation_unix_ns is None else event.creation_unix_ns
 
 
 @lru_cache(maxsize=64)
@@ -51,15 +60,14 @@ def _cloned(flags: tuple[str, ...]) -> tuple[str, ...]:
     return ("clone", *(flag for flag in flags if flag not in _HOW_IT_BEGAN))
 
 
-def executed(process: Process, before: Process | Fork, *, first: bool) -> Process:
-    """`process` with what is known better from before: whose child it is, and how it began.
+def executed(process: Process, parent_pid: int | None, *, first: bool) -> Process:
+    """`process` with what is known better from before: whose child it is (None: not known), and how it began.
 
     The event itself tells the parent at the moment of the exec, which is a reaper's where the parent has gone.
     """
     changes: dict[str, Any] = {}
-    # 0 in a fork: the kernel's own.
-    if before.parent_pid and process.parent_pid != before.parent_pid:
-        changes["parent_pid"] = before.parent_pid
+    if parent_pid is not None and process.parent_pid != parent_pid:
+        changes["parent_pid"] = parent_pid
     if ("clone" in process.flags) != first and process.boot_start_ns is not None:
         rest = tuple(flag for flag in process.flags if flag not in _HOW_IT_BEGAN)
         changes["flags"] = ("execve", "clone", *rest) if first else ("execve", *rest)
@@ -78,27 +86,14 @@ def exited(event: Exit) -> Process:
     if event.process is not None:
         return event.process
     return Process(
-        exec_id=event.exec_id,
-        pid=event.pid,
         binary="",
-        start_unix_ns=event.time_unix_ns if event.creation_unix_ns is None else event.creation_unix_ns,
-        creation_unix_ns=event.creation_unix_ns,
-        boot_start_ns=event.boot_start_ns,
         flags=("clone",) if event.forked_only else (),
         executable_deleted=event.executable_deleted,
         name=event.name,
-        parent_pid=event.parent_pid,
-        vpid=event.vpid,
-        session_id=event.session_id,
-        tty=event.tty,
-        uid=event.uid,
-        gid=event.gid,
-        euid=event.euid,
-        egid=event.egid,
-        auid=event.auid,
         cgroup_id=event.cgroup_id,
-        node=event.node,
         truncated=event.truncated,
+        **_identity(event),
+        **_session_and_users(event),
     )
 
 
@@ -116,15 +111,7 @@ def at_exit(image: Image, event: Exit) -> Process:
                 vpid=last.vpid,
             )
     elif image.forked_only and event.boot_start_ns is not None:
-        changes.update(
-            session_id=event.session_id,
-            tty=event.tty,
-            uid=event.uid,
-            gid=event.gid,
-            euid=event.euid,
-            egid=event.egid,
-            auid=event.auid,
-        )
+        changes |= _session_and_users(event)
     if event.truncated:
         changes["truncated"] = (*process.truncated, *event.truncated)
     return replace(process, **changes) if changes else process

@@ -25,7 +25,7 @@ from otel_procmon.lineage.entry import began, entry_reason
 from otel_procmon.lineage.ids import process_id
 from otel_procmon.lineage.image import Ended, EndReason, EntryReason, Happening, Image, Opened, SpanRef, Started
 from otel_procmon.lineage.init_tree import in_init_tree
-from otel_procmon.lineage.succession import at_exit, contained, executed, exited, fork_start_unix_ns, forked
+from otel_procmon.lineage.succession import at_exit, contained, executed, exited, forked, start_unix_ns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -332,7 +332,9 @@ class ProcessTable:
 
     def _continued(self, process: Process, before: Image, *, first: bool) -> Process:
         """`process`, which took the place of `before`, with what is known better from that."""
-        process = executed(process, before.process if before.fork is None else before.fork, first=first)
+        # A fork of the kernel's own has 0.
+        parent_pid = before.process.parent_pid if before.fork is None else before.fork.parent_pid or None
+        process = executed(process, parent_pid, first=first)
         if process.cgroup is None and process.boot_start_ns is not None:
             self._settle(before)
             process = contained(process, before.process)
@@ -607,7 +609,7 @@ def _is_older(image: Image, boot_start_ns: int | None, start_unix_ns: int) -> bo
 
 def _start(image: Image) -> int:
     """When it began, in nanoseconds since the Unix epoch."""
-    return image.process.start_unix_ns if image.fork is None else fork_start_unix_ns(image.fork)
+    return image.process.start_unix_ns if image.fork is None else start_unix_ns(image.fork)
 
 
 def _pid_key(process: Process) -> _Key:

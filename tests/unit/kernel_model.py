@@ -115,17 +115,9 @@ class Kernel:
             parent_exec_id=real_parent.exec_id,
             pid=pid,
             parent_pid=real_parent.pid,
-            node=NODE,
-            boot_start_ns=child.start_ns,
-            creation_unix_ns=EPOCH_NS + child.start_ns,
             parent_is_kernel_thread=real_parent.kernel_thread,
             name=parent.binary.rpartition("/")[2][:15] or "kworker/0:1",
-            session_id=child.session,
-            tty=child.tty,
-            uid=0,
-            gid=0,
-            euid=0,
-            egid=0,
+            **self._told(child),
         )
         return child, event
 
@@ -164,20 +156,12 @@ class Kernel:
             observed_unix_ns=self.unix_ns(),
             exec_id=task.exec_id,
             pid=task.pid,
-            boot_start_ns=task.start_ns,
             code=code,
             signal=signal,
             parent_exec_id=task.parent_exec_id,
             parent_pid=None if task.parent is None else task.parent.pid or None,
-            node=NODE,
-            creation_unix_ns=EPOCH_NS + task.start_ns,
             name=task.binary.rpartition("/")[2][:15],
-            session_id=task.session,
-            tty=task.tty,
-            uid=0,
-            gid=0,
-            euid=0,
-            egid=0,
+            **self._told(task),
             forked_only=task.generation == task.parent_generation,
             kernel_thread=task.kernel_thread,
         )
@@ -190,6 +174,21 @@ class Kernel:
         task.alive = False
         del self.tasks[task.pid]
         return event
+
+    @staticmethod
+    def _told(task: Task) -> dict[str, Any]:
+        """What forks and exits tell alike."""
+        return {
+            "node": NODE,
+            "boot_start_ns": task.start_ns,
+            "creation_unix_ns": EPOCH_NS + task.start_ns,
+            "session_id": task.session,
+            "tty": task.tty,
+            "uid": 0,
+            "gid": 0,
+            "euid": 0,
+            "egid": 0,
+        }
 
     def setsid(self, task: Task) -> None:
         """`task` leads a new session, without a terminal."""

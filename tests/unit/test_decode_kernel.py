@@ -59,6 +59,23 @@ def process_of(texts: Strings | None = None, **fields: Any) -> Process:
     return event.process
 
 
+TOLD: dict[str, Any] = {
+    "node": NODE,
+    "boot_start_ns": START_NS,
+    "creation_unix_ns": EPOCH_NS + START_NS,
+    "vpid": 5,
+    "name": "ls",
+    "session_id": 390,
+    "tty": False,
+    "uid": 1000,
+    "gid": 1001,
+    "euid": 0,
+    "egid": 1,
+    "auid": 1002,
+}
+"""What forks and exits tell alike, of `wire_records.HEAD`."""
+
+
 def test_fork() -> None:
     assert decoded(fork_record()) == Fork(
         time_unix_ns=EPOCH_NS + BOOT_NS,
@@ -66,18 +83,7 @@ def test_fork() -> None:
         parent_exec_id=PARENT_ID,
         pid=500,
         parent_pid=400,
-        node=NODE,
-        boot_start_ns=START_NS,
-        creation_unix_ns=EPOCH_NS + START_NS,
-        vpid=5,
-        name="ls",
-        session_id=390,
-        tty=False,
-        uid=1000,
-        gid=1001,
-        euid=0,
-        egid=1,
-        auid=1002,
+        **TOLD,
     )
 
 
@@ -155,23 +161,12 @@ def test_exit() -> None:
         observed_unix_ns=OBSERVED,
         exec_id=OWN_ID,
         pid=500,
-        boot_start_ns=START_NS,
         code=42,
         usage=Usage(cpu_user_ns=6, cpu_system_ns=2, max_rss_bytes=40960, read_bytes=11, written_bytes=12),
         parent_exec_id=PARENT_ID,
         parent_pid=400,
-        node=NODE,
-        creation_unix_ns=EPOCH_NS + START_NS,
-        vpid=5,
-        name="ls",
-        session_id=390,
-        tty=False,
-        uid=1000,
-        gid=1001,
-        euid=0,
-        egid=1,
-        auid=1002,
         cgroup_id=77,
+        **TOLD,
     )
     event = decoded(exit_record(generation=3))
     assert isinstance(event, Exit)

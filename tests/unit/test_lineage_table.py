@@ -1124,6 +1124,14 @@ def test_contradicting_parents_make_no_cycle() -> None:
     account.apply(tetragon_exit(LS, 20, SHELL), tetragon_exit(SHELL, 30, LS))
 
 
+def test_tetragons_init_has_the_kernel_as_its_parent_in_its_next_program_too() -> None:
+    first = tetragon_process("init", 1, 0, parent_pid=0)
+    again = tetragon_process("systemd", 1, 3, "execve")
+    account = Account()
+    account.apply(tetragon_exec(first), tetragon_exec(again, first, rerun=True))
+    assert account.image("systemd").process.parent_pid == 0
+
+
 def test_tetragon_runs_another_program_in_the_same_process() -> None:
     cat = tetragon_process("cat", 60, 3, "execve")
     account = Account()
