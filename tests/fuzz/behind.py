@@ -76,13 +76,9 @@ class Behind:
             self._spans(spans)
 
     def _logs(self, records: Sequence[LogRecord]) -> None:
-        groups = [
-            (self._encoder.resource(one.resource), one.resource.schema_url, [self._encoder.encode(one)])
-            for one in records
-        ]
         messages = [
             message
-            for group in ExportLogsServiceRequest.FromString(encode_request(groups)).resource_logs
+            for group in ExportLogsServiceRequest.FromString(self._request(records)).resource_logs
             for scope in group.scope_logs
             for message in scope.log_records
         ]
@@ -95,13 +91,9 @@ class Behind:
         assert sum(len(s["logRecords"]) for g in in_json["resourceLogs"] for s in g["scopeLogs"]) == len(records)
 
     def _spans(self, records: Sequence[Span]) -> None:
-        groups = [
-            (self._encoder.resource(one.resource), one.resource.schema_url, [self._encoder.encode(one)])
-            for one in records
-        ]
         messages = [
             message
-            for group in ExportTraceServiceRequest.FromString(encode_request(groups)).resource_spans
+            for group in ExportTraceServiceRequest.FromString(self._request(records)).resource_spans
             for scope in group.scope_spans
             for message in scope.spans
         ]
@@ -112,6 +104,12 @@ class Behind:
             message_is_whole(message)
         in_json = json.loads(encode_spans(records))
         assert sum(len(s["spans"]) for g in in_json["resourceSpans"] for s in g["scopeSpans"]) == len(records)
+
+    def _request(self, records: Sequence[Record]) -> bytes:
+        return encode_request(
+            (self._encoder.resource(one.resource), one.resource.schema_url, [self._encoder.encode(one)])
+            for one in records
+        )
 
 
 def message_is_whole(message: LogMessage | SpanMessage) -> None:
