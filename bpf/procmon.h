@@ -74,7 +74,7 @@ struct procmon_task {
 	__u32 parent_pid;
 	/* In the process's own pid namespace. */
 	__u32 vpid;
-	/* Pid of the session's leader; 0: none. */
+	/* Pid of the session's leader; 0: the kernel's session, that of init and its children until setsid(2). */
 	__u32 session_id;
 	__u32 uid;
 	__u32 gid;

@@ -96,7 +96,9 @@ class Process(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     vpid: int | None = None
     """The process's id in its own, innermost pid namespace."""
     session_id: int | None = None
-    """Pid of the session's leader, in the initial pid namespace."""
+    """Pid of the session's leader, in the initial pid namespace.
+
+    0: the session that the kernel itself is in; init is too, and what it starts, until they call setsid(2)."""
     tty: bool | None = None
     """Whether the session has a controlling terminal."""
     uid: int | None = None

@@ -230,7 +230,7 @@ class Converter:
             process.exec_id,
         )
         program = (
-            process.session_id,
+            process.session_id or None,
             executable_name(process),
             process.executable or process.binary,
             argv[0] if argv else None,

@@ -293,6 +293,12 @@ def test_what_is_not_known_is_absent() -> None:
     assert span.name == "process"
 
 
+def test_session_without_a_leader_names_none() -> None:
+    image = Image(Process(exec_id="e", pid=1, binary="", start_unix_ns=START, session_id=0), SpanRef(TRACE, SPAN))
+    (record,) = converter().convert(started(image))
+    assert "process.session_leader.pid" not in record.all_attributes
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

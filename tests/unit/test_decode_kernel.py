@@ -370,11 +370,12 @@ def test_container_and_pod_of_the_cgroup() -> None:
 
 def test_what_is_not_there_is_none() -> None:
     process = process_of(auid=2**32 - 1, session_id=0, vpid=0, cgroup_id=0, parent_pid=0)
-    assert (process.auid, process.session_id, process.vpid, process.cgroup_id, process.parent_pid) == (None,) * 5
+    assert (process.auid, process.vpid, process.cgroup_id, process.parent_pid) == (None,) * 4
+    assert process.session_id == 0
     assert process_of(uid=0, euid=0, auid=0).auid == 0
     fork = decoded(fork_record(auid=2**32 - 1, session_id=0, vpid=0, parent_pid=0, comm=bytes(16)))
     assert isinstance(fork, Fork)
-    assert (fork.auid, fork.session_id, fork.vpid, fork.parent_exec_id, fork.name) == (None, None, None, "", None)
+    assert (fork.auid, fork.session_id, fork.vpid, fork.parent_exec_id, fork.name) == (None, 0, None, "", None)
 
 
 def test_facts_and_cut() -> None:

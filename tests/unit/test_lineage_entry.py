@@ -69,6 +69,9 @@ def test_joins_its_parent() -> None:
         ({}, {"session_id": 200}, "session"),
         ({"tty": True}, {"session_id": 200}, None),
         ({"tty": None}, {"session_id": 200}, None),
+        # The session that init was born in has no leader, but is one.
+        ({"session_id": 0}, {}, "session"),
+        ({"session_id": 0}, {"session_id": 0}, None),
         ({}, {"session_id": None}, None),
         ({"session_id": None}, {}, None),
         ({"creation_unix_ns": NOW - 301 * S}, {}, "service"),
