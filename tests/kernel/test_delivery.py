@@ -6,7 +6,6 @@ log records and spans, and each of them was exported, is lost for a reason, or w
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -27,6 +26,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from tests.kernel.test_gaps import assert_balanced, configuration
 from tests.kernel.truth.load import LOGS, SPANS, load, storm
 from tests.kernel.truth.otlp import read_logs, read_spans
+from tests.kernel.truth.programs import loaded_programs, pinned_program
 from tests.kernel.truth.receiver import HOST, Protocol, receiver, refusing_port
 from tests.kernel.truth.running import AgentError, cannot_run, require_pins, run_command
 from tests.kernel.truth.shell import marker
@@ -235,20 +235,11 @@ def seeing(bpffs: Path | None) -> tuple[str, ...]:
     return ("unshare", "--mount", "sh", "-c", f'{place} "$0" /sys/fs/bpf && exec "$@"', str(bpffs or "tmpfs"))
 
 
-def bpftool(*arguments: str) -> Any:
-    command = ["bpftool", "--json", *arguments]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
-
-
 def pinned_programs(bpffs: Path) -> set[int]:
     """Those that are pinned here. Other agents may run on this machine."""
     paths = list(bpffs.glob("otel-procmon/*/on_*"))
     assert len(paths) == 3
-    return {bpftool("prog", "show", "pinned", str(path))["id"] for path in paths}
-
-
-def loaded_programs() -> set[int]:
-    return {program["id"] for program in bpftool("prog", "list")}
+    return {pinned_program(path) for path in paths}
 
 
 def assert_unloaded(programs: set[int]) -> None:
