@@ -116,7 +116,13 @@ def _compile(
 ) -> dict[str, bytes]:
     # BCC takes the text from memory and knows no folder of its own for its includes.
     flags = ["-DPROCMON_BCC", f"-I{folder}", *(f"-D{name}={value}" for name, value in macros.items())]
-    text = (folder / "procmon.bpf.c").read_text(encoding="utf-8")
+    try:
+        text = (folder / "procmon.bpf.c").read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SourceError(
+            "The program cannot be compiled: this installation of otel-procmon has no sources of it "
+            f"({error.filename} is missing). Install a wheel, or from a whole checkout."
+        ) from error
     kept = None
     if places.cache is not None:
         kept = places.cache / f"bcc-{_digest(folder, flags, places, kernel)}.json"
@@ -168,9 +174,12 @@ def _digest(folder: Path, flags: list[str], places: Places, kernel: os.uname_res
 
 
 def _is_ours(directory: Path) -> bool:
-    """Whether nobody else can write there: what is found there runs in the kernel."""
+    """Whether nobody else can write there: what is found there runs in the kernel.
+
+    It may be a link, as systemd makes one for a service with a dynamic user.
+    """
     try:
-        status = directory.lstat()
+        status = directory.stat()
     except OSError:
         return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022

@@ -170,6 +170,17 @@ def test_what_others_can_write_is_not_used(machine: Callable[..., Places]) -> No
     assert runs(places) == 2
 
 
+def test_it_may_be_kept_behind_a_link(machine: Callable[..., Places], tmp_path: Path) -> None:
+    """As /var/cache/otel-procmon is one for systemd's DynamicUser=."""
+    places = machine()
+    real = tmp_path / "var/cache/private/otel-procmon"
+    real.mkdir(parents=True, mode=0o700)
+    (tmp_path / "var/cache/otel-procmon").symlink_to(real)
+    compile_program({}, places, [], KERNEL)
+    compile_program({}, places, [], KERNEL)
+    assert (runs(places), len(list(real.iterdir()))) == (1, 1)
+
+
 @pytest.mark.parametrize(
     "damaged", [b"", b"{}", b"[]", b'{"programs": {}}', b"\xff", b'{"programs": {"on_exec": "A"}}']
 )
@@ -181,6 +192,15 @@ def test_what_is_damaged_is_compiled_again(machine: Callable[..., Places], damag
     kept.write_bytes(damaged)
     assert compile_program({}, places, [], KERNEL) == programs
     assert runs(places) == 2
+
+
+def test_installation_without_the_sources(
+    machine: Callable[..., Places], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otel_procmon.source.bcc_program.resources.files", lambda _: tmp_path)
+    with pytest.raises(SourceError, match=r"has no sources of it .*bpf/procmon\.bpf\.c is missing") as error:
+        compile_program({}, machine(), [], KERNEL)
+    assert str(error.value).endswith(".")
 
 
 def test_nowhere_to_keep_it(machine: Callable[..., Places], tmp_path: Path) -> None:
