@@ -47,7 +47,7 @@ _TOGETHER_S: Final = 0.1
 _LOOK_AGAIN_S: Final = 1.0
 _SPOOL_DELAY_S: Final = 3.0
 _GRACE_S: Final = 1.0
-"""How long shutdown waits, beyond its time, for a send that was interrupted."""
+"""How long shutdown waits for an answer of a receiver that was away; and, beyond its time, for what it interrupted."""
 
 
 @dataclass(slots=True)
@@ -437,11 +437,15 @@ class Sender:
     def shutdown(self, timeout_s: float) -> bool:
         """Send the rest within `timeout_s`, or keep it in the spool; see `Delivery.shutdown`."""
         self.close()
+        until = time.monotonic() + timeout_s
         with self._changed:
-            # A receiver that is away now will hardly come back in these seconds, and the spool will do.
+            # A receiver that is away now will hardly come back in these seconds, and the spool will do. What is on its
+            # way from there is safe; but the receiver may have it already, and would get it twice.
             self._changed.wait_for(
-                lambda: not self._waiting() or (self._failures > 0 and self._spool is not None), timeout_s
+                lambda: not (self._waiting() or self._jobs) or (self._failures > 0 and self._spool is not None),
+                timeout_s,
             )
+            self._changed.wait_for(lambda: not self._jobs, max(0.0, min(_GRACE_S, until - time.monotonic())))
         self._transport.close()
         until = time.monotonic() + _GRACE_S
         for thread in self._threads:

@@ -451,6 +451,24 @@ def test_what_was_put_back_is_sent_though_another_found_nothing(make: Make, ledg
     spool.close()
 
 
+def test_shutdown_lets_what_is_on_its_way_from_the_spool_arrive(make: Make, ledger: Ledger, tmp_path: Path) -> None:
+    """Or the receiver would have it, and get it from the next agent again."""
+    spool = spool_in(tmp_path, ledger)
+    spooled(spool, make, 5)
+    receiver = Receiver()
+    receiver.gate.clear()
+    sender = make(receiver, spool, in_flight=1)
+    assert receiver.asked.wait(BOUND_S)
+    ending = threading.Thread(target=sender.shutdown, args=(BOUND_S,))
+    ending.start()
+    assert not receiver.closed.wait(0.2)
+    receiver.gate.set()
+    ending.join(BOUND_S)
+    assert outcomes(ledger) == {"exported": 5}
+    assert spool.waiting("logs")[1] == 0
+    spool.close()
+
+
 answers = st.sampled_from(
     [Accepted(), Accepted(), Accepted(rejected=1, message="m"), Refused("r"), TooLarge("t"), Unavailable("u")]
 )
