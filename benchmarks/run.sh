@@ -32,6 +32,8 @@ say "stages"
 "$python" benchmarks/stages.py "$scratch/recording" --rounds "$rounds"
 say "pipeline"
 "$python" benchmarks/pipeline.py "$scratch/recording" --rounds "$rounds"
+say "redaction"
+"$python" benchmarks/redact.py "$scratch/recording" --rounds "$rounds"
 say "spool"
 "$python" benchmarks/spool.py "$scratch/recording" --batches 40
 say "live"

@@ -174,6 +174,9 @@ class Sender:
                 self._gather(resource, message)
                 if self._ready_bytes >= self._queue_bytes:
                     return messages[number + 1 :]
+            # What is due before the kernel's source will have read again would wait for nothing.
+            if self._gathering is not None and self._clock() >= self._due_at(self._gathering, early_s=_TOGETHER_S):
+                self._close_gathering()
             return []
 
     def _gather(self, resource: Resource, message: bytes) -> None:
@@ -261,16 +264,17 @@ class Sender:
                 waits_s = [seconds for seconds in (due_in_s, pause_s, look_in_s) if seconds]
                 self._changed.wait(min(waits_s) if waits_s else None)
 
-    def _due_at(self, gathering: _Gathering) -> float:
-        """When a batch is due that has not reached its size: a delay after the one before, as the specification has it.
+    def _due_at(self, gathering: _Gathering, early_s: float = 0.0) -> float:
+        """When a batch is due that has not reached its size: a delay after the one before; or `early_s` before that.
 
-        The first one after a quiet time need not wait so long; but what comes together goes together. What goes into
-        the spool is a file each, and so had better be larger.
+        The specification's ``scheduledDelayMillis`` is that delay at its longest. The first one after a quiet time need
+        not wait so long; but what comes together goes together. What goes into the spool is a file each, and so had
+        better be larger.
         """
         delay_s = self._batching.delay_s
         if self._failures and self._spool is not None:
             return gathering.since + max(delay_s, _SPOOL_DELAY_S)
-        return max(self._closed_at + delay_s, gathering.since + min(delay_s, _TOGETHER_S))
+        return max(self._closed_at + delay_s - early_s, gathering.since + min(delay_s, _TOGETHER_S))
 
     def _trying(self) -> bool:
         """Whether a batch is on its way to find out if the receiver is back."""

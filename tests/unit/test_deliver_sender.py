@@ -151,6 +151,21 @@ def test_a_batch_waits_for_its_delay_only(make: Make) -> None:
     assert receiver.asked.wait(BOUND_S)
 
 
+def test_a_batch_is_not_kept_for_less_than_the_next_read_takes(make: Make) -> None:
+    """What is put last before its time leaves with it, instead of waiting for what will not come."""
+    clock = Clock()
+    receiver = Receiver()
+    sender = make(receiver, delay_s=1.0, clock=clock, in_flight=1)
+    for now, sent in ((0.85, 0), (0.91, 0), (0.96, 3), (1.7, 3), (1.85, 3), (1.87, 6)):
+        clock.now = now
+        sender.put([record(f"{now}")], wait=False)
+        deadline = time.monotonic() + BOUND_S
+        while sender.safe() < sent:
+            assert time.monotonic() < deadline, f"{sender.safe()} at {now}"
+            time.sleep(0.001)
+        assert len(receiver.accepted) == sent, f"at {now}"
+
+
 def test_records_of_one_resource_stand_together(make: Make) -> None:
     receiver = Receiver()
     other = Resource({"service.name": "t"}, "")
