@@ -31,7 +31,7 @@ unit: ## the unit tier, in .venv
 kernel: ## the kernel tier, in .venv, as root; nothing may be skipped
 	PROCMON_REQUIRE=kernel $(BIN)/pytest tests/kernel
 
-test-kernels: ## what is about the kernel, with both loaders, on four of Debian's under qemu, as root: 40 minutes on 2 CPUs
+test-kernels: ## what is about the kernel, with both loaders, on four of Debian's under qemu, as root: a quarter of an hour on 2 CPUs
 	. .ci/machine.sh && require_boot_packages
 	$(PYTHON) -m tests.kernel.boot.matrix --results build/kernels
 

@@ -124,7 +124,9 @@ require_bed_packages() {
 		/usr/bin/busybox busybox-static
 		/usr/bin/systemd-analyze systemd
 	END
-	[ ${#missing[@]} = 0 ] || { can_install && install_packages "${missing[@]}"; }
+	[ ${#missing[@]} = 0 ] && return
+	can_install || { say "missing: apt-get install ${missing[*]}" && return 1; }
+	install_packages "${missing[@]}" || { say "apt could not install ${missing[*]}: see above" && return 1; }
 }
 
 # What boots other kernels (tests/kernel/boot), and the other loader, by a program or file of each package.
@@ -143,7 +145,9 @@ require_boot_packages() {
 		/usr/lib/python3/dist-packages/bcc/__init__.py python3-bpfcc
 		/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 	END
-	[ ${#missing[@]} = 0 ] || { can_install && install_packages "${missing[@]}"; }
+	[ ${#missing[@]} = 0 ] && return
+	can_install || { say "missing: apt-get install ${missing[*]}" && return 1; }
+	install_packages "${missing[@]}" || { say "apt could not install ${missing[*]}: see above" && return 1; }
 }
 
 # build_wheel ROOT PYTHON DIRECTORY: the package at ROOT as a wheel in DIRECTORY. From a copy: setuptools would leave

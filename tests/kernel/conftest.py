@@ -19,6 +19,16 @@ from tests.kernel.truth.running import RunningAgent, cannot_run, chosen_loader, 
 BTF = Path("/sys/kernel/btf/vmlinux")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about BCC where another loader is tried: its tests run in the guests (`boot/matrix.py`)."""
+    if chosen_loader() == "bcc":
+        return
+    others = [item for item in items if item.get_closest_marker("only_bcc")]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
 @pytest.fixture(scope="session")
 def require_kernel() -> None:
     """Skip the test where no BPF program can be loaded, or fail it where PROCMON_REQUIRE contains ``kernel``."""

@@ -15,7 +15,6 @@ from tests.kernel.test_gaps import LOST_KINDS, assert_balanced, configuration, f
 from tests.kernel.truth.family import exec_id, with_word
 from tests.kernel.truth.load import load
 from tests.kernel.truth.machine import bound, fewer
-from tests.kernel.truth.running import chosen_loader
 from tests.kernel.truth.shell import marker
 
 if TYPE_CHECKING:
@@ -25,14 +24,7 @@ if TYPE_CHECKING:
 
 PERF = {OUTPUT_VARIABLE: "perf"}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def by_bcc(require_kernel: None) -> None:
-    if chosen_loader() != "bcc":
-        pytest.skip("this is about BCC, and PROCMON_SOURCE is not bcc")
-
-
-pytestmark = [pytest.mark.kernel, pytest.mark.every_loader]
+pytestmark = [pytest.mark.kernel, pytest.mark.only_bcc, pytest.mark.usefixtures("require_kernel")]
 
 
 def test_perf_buffers_tell_all_in_its_order(running_agent: RunningAgent, tmp_path: Path) -> None:

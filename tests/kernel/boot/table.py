@@ -26,6 +26,8 @@ SUBJECTS = {
     "test_gaps": "losses, sweeps",
     "test_restart": "restart",
     "test_delivery": "pins",
+    "test_least_privilege": "least privilege",
+    "test_bcc": "perf buffers, headers",
     "test_command_line": "what is missing",
 }
 """What a module's tests are about."""
