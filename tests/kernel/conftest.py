@@ -20,10 +20,13 @@ BTF = Path("/sys/kernel/btf/vmlinux")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is about BCC where another loader is tried: its tests run in the guests (`boot/matrix.py`)."""
-    if chosen_loader() == "bcc":
-        return
-    others = [item for item in items if item.get_closest_marker("only_bcc")]
+    """Leave out what can run in a guest only (`boot/matrix.py`), or by BCC only, which is tried there."""
+    elsewhere = {
+        "only_bcc": chosen_loader() != "bcc",
+        # `boot/run` tells its guests.
+        "own_machine": "PROCMON_ACCELERATOR" not in os.environ,
+    }
+    others = [item for item in items if any(elsewhere.get(mark.name) for mark in item.iter_markers())]
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]

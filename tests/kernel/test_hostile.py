@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ import pytest
 
 from tests.kernel.test_gaps import assert_balanced
 from tests.kernel.truth.family import exec_id, with_word
-from tests.kernel.truth.limits import PID_MAX, limited, room_for
+from tests.kernel.truth.limits import PID_MAX, few_pids, limited, room_for
 from tests.kernel.truth.running import run_command
 from tests.kernel.truth.shell import marker
 from tests.kernel.truth.workloads import ENVIRONMENT
@@ -49,6 +50,9 @@ CROWD_KIB = 48
 REUSES = 3000
 WRAP_MAX = 65_536
 """Pids come round by themselves in some seconds where there are no more than these."""
+FEW, ROUNDS = 1024, 6
+SHORT_CODE = 5
+"""What a process of ``hostile short`` exits with."""
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +223,27 @@ def test_pids_that_come_again(hostile: Path, tmp_path: Path) -> None:
     assert len({span.span_id for span in told.agent.spans() if span.attributes["process.pid"] == pid}) == len(exits)
     starts = [log.attributes["process.creation.time"] for log in exits]
     assert starts == sorted(starts)
+    assert "gap: exit lost" not in told.agent.ledger()["lineage"]
+
+
+@pytest.mark.every_kernel
+@pytest.mark.own_machine
+def test_few_pids(hostile: Path, tmp_path: Path) -> None:
+    """All pids that there are come round again and again."""
+    with few_pids(FEW), watched(tmp_path, marker()) as told:
+        subprocess.run([hostile, "short", str(ROUNDS * FEW), told.word], check=True, env=ENVIRONMENT)
+        told.tells_of_the_next()
+        most_mib = told.most_mib()
+    print(f"{most_mib:.0f} MiB at most")
+    assert most_mib < REST_MIB
+    ended = [log for log in told.agent.logs() if log.attributes.get("process.exit.code") == SHORT_CODE]
+    assert len(ended) == ROUNDS * FEW
+    assert len({exec_id(log) for log in ended}) == len(ended)
+    starts = [log.attributes["process.creation.time"] for log in ended]
+    assert starts == sorted(starts)
+    times = Counter(log.attributes["process.pid"] for log in ended)
+    assert max(times) <= FEW
+    assert min(times.most_common()[: FEW // 2], key=lambda pid: pid[1])[1] >= ROUNDS
     assert "gap: exit lost" not in told.agent.ledger()["lineage"]
 
 

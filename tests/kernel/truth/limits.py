@@ -92,3 +92,14 @@ def room_for(processes: int) -> Iterator[None]:
     finally:
         if int(PID_MAX.read_text()) == wanted:
             PID_MAX.write_text(str(before))
+
+
+@contextmanager
+def few_pids(pid_max: int) -> Iterator[None]:
+    """A machine that has no more pids than these, which is nothing to do to one that others use."""
+    before = PID_MAX.read_text()
+    PID_MAX.write_text(str(pid_max))
+    try:
+        yield
+    finally:
+        PID_MAX.write_text(before)
