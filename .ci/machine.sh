@@ -157,7 +157,7 @@ build_wheel() {
 	local copy
 	copy=$(mktemp -d)
 	mkdir "$copy/bpf"
-	cp -R "$1"/{otel_procmon,pyproject.toml,setup.py,build_backend.py,README.md,LICENSE} "$copy"
+	cp -R "$1"/{otel_procmon,pyproject.toml,setup.py,build_backend.py,requirements-compile.txt,README.md,LICENSE} "$copy"
 	cp "$1"/bpf/{LICENSE.*,*.[ch]} "$copy/bpf"
 	"$2" -m pip wheel -q --no-deps -w "$3" "$copy"
 	local status=$?
