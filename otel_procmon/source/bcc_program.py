@@ -69,10 +69,21 @@ class Places:
         return self.root / "lib/modules" / release / "build"
 
     def has_headers(self, release: str) -> bool:
-        """Whether there are headers of this kernel: as files, or in the kernel itself (CONFIG_IKHEADERS)."""
-        if (self.headers(release) / "include").is_dir() or (self.root / "sys/kernel/kheaders.tar.xz").exists():
+        """Whether there are headers of this kernel: as files, or in the kernel itself (CONFIG_IKHEADERS).
+
+        Raises PermissionError where this user may not look.
+        """
+        if _is_there(self.headers(release) / "include") or (self.root / "sys/kernel/kheaders.tar.xz").exists():
             return True
         return any((self.root / "lib/modules" / release / "kernel/kernel").glob("kheaders.ko*"))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def is_bcc(package: Path) -> bool:
@@ -90,11 +101,14 @@ def missing(places: Places, release: str) -> str | None:
         what.append("BCC is not installed")
         if unrelated:
             what[-1] += f" ({unrelated[0]} is not it, but PyPI's package of the same name, which has to do with no BPF)"
-    if not places.has_headers(release):
-        wanted.append(f"linux-headers-{release}")
-        what.append(f"the headers of this kernel are not there ({places.headers(release)})")
+    try:
+        if not places.has_headers(release):
+            wanted.append(f"linux-headers-{release}")
+            what.append(f"the headers of this kernel are not there ({places.headers(release)})")
+    except PermissionError as error:
+        what.append(f"user {os.geteuid()} may not read the headers of this kernel ({error.filename})")
     if not wanted:
-        return None
+        return what[0] if what else None
     return f"{', and '.join(what)}: on Debian and Ubuntu, apt-get install {' '.join(wanted)}"
 
 

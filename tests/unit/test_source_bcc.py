@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import re
@@ -80,6 +81,21 @@ def test_what_to_install(machine: Callable[..., Places], installed: bool, header
     said = missing(machine(installed=installed, headers=headers), RELEASE)
     assert said is not None
     assert said.endswith(command)
+
+
+def test_headers_that_this_user_may_not_read(
+    machine: Callable[..., Places], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tests may run as root, who may read everything.
+    def denied(*_: object) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/headers/include")
+
+    monkeypatch.setattr(Places, "has_headers", denied)
+    said = f"user {os.geteuid()} may not read the headers of this kernel (/root/headers/include)"
+    assert missing(machine(), RELEASE) == said
+    assert missing(Places(tmp_path / "nowhere"), RELEASE) == (
+        f"BCC is not installed, and {said}: on Debian and Ubuntu, apt-get install python3-bpfcc"
+    )
 
 
 @pytest.mark.parametrize("place", ["usr/lib/python3/dist-packages/bcc", "usr/local/lib/python3.11/dist-packages/bcc"])
