@@ -329,12 +329,13 @@ def test_a_thousand_processes_a_second_for_a_minute(backends: Programs, tmp_path
         count = 'sum by (event_name) (count_over_time({service_name="minute"} [1h]))'
         found = {labels["event_name"]: number for labels, number in loki.metric(count)}
     runs_ = RATE * SECONDS
-    assert found == {"process.exec": runs_, "process.exit": runs_}
     ledger = agent.ledger()
-    assert ledger["filter"]["passed"] == 2 * runs_
+    # From the kernel on, so that it is told where the first one is missing.
+    assert ledger["filter"]["passed"] == 2 * runs_, agent.stderr
     assert ledger["delivery.logs"] == {"exported": 2 * runs_}
     assert ledger["delivery.traces"]["exported"] == sent(metrics, "spans")
     assert sent(metrics, "log_records") == 2 * runs_
+    assert found == {"process.exec": runs_, "process.exit": runs_}
     # Measured, and no more than that: machines are shared. (pytest -rP shows it.)
     for name, cpu_s in used.items():
         print(f"{name}: {cpu_s:.1f} s of CPU for {runs_} processes in {seconds:.1f} s")
