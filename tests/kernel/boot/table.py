@@ -28,6 +28,7 @@ SUBJECTS = {
     "test_delivery": "pins",
     "test_least_privilege": "least privilege",
     "test_bcc": "perf buffers, headers",
+    "test_hostile": "few pids",
     "test_command_line": "what is missing",
 }
 """What a module's tests are about."""
