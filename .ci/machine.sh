@@ -102,12 +102,21 @@ make_venv() {
 	"$PYTHON" -m venv --clear "$1" || die "$PYTHON could not make the virtual environment $1: see above"
 }
 
-# What a real Kubernetes node of tests/system/bed is made of, by a program or file of each package.
-require_bed_packages() {
+# Installs the packages of the files that are missing, of lines "FILE PACKAGE" on standard input; fails, with the remedy,
+# where that cannot be done.
+require_files() {
 	local missing=() file package
 	while read -r file package; do
 		[ -e "$file" ] || missing+=("$package")
-	done <<-'END'
+	done
+	[ ${#missing[@]} = 0 ] && return
+	can_install || { say "missing: apt-get install ${missing[*]}" && return 1; }
+	install_packages "${missing[@]}" || { say "apt could not install ${missing[*]}: see above" && return 1; }
+}
+
+# What a real Kubernetes node of tests/system/bed is made of, by a program or file of each package.
+require_bed_packages() {
+	require_files <<-'END'
 		/usr/bin/buildah buildah
 		/usr/bin/containerd containerd
 		/usr/lib/cni/bridge containernetworking-plugins
@@ -124,17 +133,11 @@ require_bed_packages() {
 		/usr/bin/busybox busybox-static
 		/usr/bin/systemd-analyze systemd
 	END
-	[ ${#missing[@]} = 0 ] && return
-	can_install || { say "missing: apt-get install ${missing[*]}" && return 1; }
-	install_packages "${missing[@]}" || { say "apt could not install ${missing[*]}: see above" && return 1; }
 }
 
 # What boots other kernels (tests/kernel/boot), and the other loader, by a program or file of each package.
 require_boot_packages() {
-	local missing=() file package
-	while read -r file package; do
-		[ -e "$file" ] || missing+=("$package")
-	done <<-'END'
+	require_files <<-'END'
 		/usr/bin/qemu-system-x86_64 qemu-system-x86
 		/usr/share/seabios/bios-256k.bin seabios
 		/usr/lib/ipxe/qemu/efi-virtio.rom ipxe-qemu
@@ -145,9 +148,6 @@ require_boot_packages() {
 		/usr/lib/python3/dist-packages/bcc/__init__.py python3-bpfcc
 		/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 	END
-	[ ${#missing[@]} = 0 ] && return
-	can_install || { say "missing: apt-get install ${missing[*]}" && return 1; }
-	install_packages "${missing[@]}" || { say "apt could not install ${missing[*]}: see above" && return 1; }
 }
 
 # build_wheel ROOT PYTHON DIRECTORY: the package at ROOT as a wheel in DIRECTORY. From a copy: setuptools would leave
