@@ -7,25 +7,25 @@ import errno
 import os
 from pathlib import Path
 
-_libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
+from otel_procmon.source.libbpf import SONAME, Library
 
 
 def loaded_programs() -> set[int]:
     """Ids of all programs that are loaded, whosever they are. OSError if the kernel does not tell."""
+    # Here, as these tests are collected where there is no libbpf, too.
+    lib = ctypes.CDLL(SONAME)
     ids: set[int] = set()
     number = ctypes.c_uint32(0)
-    while _libbpf.bpf_prog_get_next_id(number, ctypes.byref(number)) == 0:
+    while (result := lib.bpf_prog_get_next_id(number, ctypes.byref(number))) == 0:
         ids.add(number.value)
-    if ctypes.get_errno() != errno.ENOENT:
-        raise OSError(ctypes.get_errno(), "bpf_prog_get_next_id")
+    if result != -errno.ENOENT:
+        raise OSError(-result, "bpf_prog_get_next_id")
     return ids
 
 
 def pinned_program(path: Path) -> int:
-    """Id of the program that is pinned at `path`. OSError if there is none."""
-    fd: int = _libbpf.bpf_obj_get(os.fsencode(path))
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "bpf_obj_get", str(path))
+    """Id of the program that is pinned at `path`. BpfError if there is none."""
+    fd = Library().pinned(path)
     try:
         lines = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines()
     finally:
