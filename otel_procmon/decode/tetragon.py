@@ -8,8 +8,6 @@ type is left out and counted (`decode.fields`). Whatever this module does not kn
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +16,7 @@ import msgspec
 from otel_procmon.decode.errors import DecodeError
 from otel_procmon.decode.fields import PLACE, UINT32_MAX, Fields, json_type
 from otel_procmon.events import Container, Event, Exec, Exit, Pod, Process
+from otel_procmon.lineage.ids import exec_id_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -281,14 +280,8 @@ def _pid(fields: Fields, exec_id: str, kind: str, place: str) -> int:
 
 
 def _pid_of(exec_id: str | None) -> int | None:
-    """The pid inside an exec_id, ``base64("<node>:<ns>:<pid>")``; the node may be empty or hold colons."""
-    if exec_id is None:
-        return None
-    try:
-        pid = base64.b64decode(exec_id, validate=True).rpartition(b":")[2]
-    except (binascii.Error, ValueError):
-        return None
-    return int(pid) if pid.isdigit() and len(pid) <= 10 and int(pid) <= UINT32_MAX else None
+    numbers = None if exec_id is None else exec_id_numbers(exec_id)
+    return None if numbers is None or numbers[1] > UINT32_MAX else numbers[1]
 
 
 def _parent_exec_id(fields: Fields, exec_id: str) -> str | None:

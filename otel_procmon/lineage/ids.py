@@ -6,14 +6,19 @@ same ids again, a child can name its parent's span before that exists, and sendi
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
+from binascii import Error
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from otel_procmon.events import Process
     from otel_procmon.lineage.image import Image
+
+_ONE_PROCESS_NS: Final = 1000
+"""Times of less than this apart, on one pid, are of one process: before the kernel gives a pid again it has given all
+others (``pid_max`` is 301 at least), and a fork takes it longer than this."""
 
 
 # Each id is asked for several times: by the event of its image, and by those of its children.
@@ -32,6 +37,29 @@ def process_id(process: Process) -> str | None:
     if process.boot_start_ns is None:
         return None
     return make_exec_id(process.node or "", process.boot_start_ns, 0, process.pid)
+
+
+def exec_id_numbers(exec_id: str) -> tuple[int, int] | None:
+    """The time in nanoseconds and the pid inside an ``exec_id``; None if it is none.
+
+    The node may be empty or hold colons.
+    """
+    try:
+        _, ns, pid = b64decode(exec_id, validate=True).rsplit(b":", 2)
+    except (Error, ValueError):
+        return None
+    return (int(ns), int(pid)) if ns.isdigit() and pid.isdigit() and len(ns) <= 20 and len(pid) <= 10 else None
+
+
+def succeeds(exec_id: str, before: str) -> bool:
+    """Whether the process of the image `before` came to run `exec_id`, by their ids alone. Both are of one node.
+
+    True only of ids that `make_exec_id` made; Tetragon counts no execs in its own, but takes the time of each.
+    """
+    numbers, numbers_before = exec_id_numbers(exec_id), exec_id_numbers(before)
+    if numbers is None or numbers_before is None or numbers[1] != numbers_before[1]:
+        return False
+    return 0 < numbers[0] - numbers_before[0] < _ONE_PROCESS_NS
 
 
 class SpanIds:

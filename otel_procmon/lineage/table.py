@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from otel_procmon.events import Discovered, Event, Exec, Exit, Fork, Process
 from otel_procmon.lineage.arguments import LongArguments
 from otel_procmon.lineage.entry import began, entry_reason
-from otel_procmon.lineage.ids import process_id
+from otel_procmon.lineage.ids import process_id, succeeds
 from otel_procmon.lineage.image import Ended, EndReason, EntryReason, Happening, Image, Opened, SpanRef, Started
 from otel_procmon.lineage.init_tree import in_init_tree
 from otel_procmon.lineage.succession import at_exit, contained, executed, exited, forked, start_unix_ns
@@ -441,8 +441,13 @@ class ProcessTable:
     def _take_pid(self, image: Image, at_unix_ns: int) -> list[Happening]:
         """Make way for the process of `image`: another one that had its pid has ended, and nobody saw it."""
         running = self._running.get(image.pid_key)
+        if running is None:
+            return []
+        if image.boot_start_ns is None and succeeds(image.exec_id, running.exec_id):
+            # Our own JSON, of a process of which an exec was lost, or that was found before its first one.
+            return self._replace(running, at_unix_ns, at_unix_ns)
         # An event that comes late may tell of a process that had the pid earlier.
-        if running is None or not _is_older(running, image.boot_start_ns, _start(image)):
+        if not _is_older(running, image.boot_start_ns, _start(image)):
             return []
         return self._lose(running, at_unix_ns, at_unix_ns)
 
