@@ -44,6 +44,7 @@ const volatile struct procmon_config config = {
 	.cpus = 1,
 	.exec_room_bytes = (__u64)-1,
 	.fork_room_bytes = (__u64)-1,
+	.programs = 1,
 };
 
 #define CONFIG(name) config.name
@@ -63,8 +64,8 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	/* The loader sets BUFFERS_PER_CPU (2) times the number of possible CPUs. */
-	__uint(max_entries, BUFFERS_PER_CPU);
+	/* The loader sets as many as a CPU has times the number of possible CPUs. */
+	__uint(max_entries, BUFFERS_PER_CPU_MAX);
 	__type(key, __u32);
 	__type(value, struct buffer);
 } buffers SEC(".maps");

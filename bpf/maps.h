@@ -19,9 +19,10 @@
  *
  * A buffer that belongs to a CPU is not enough to keep two runs apart: programs stay on their CPU, but may be preempted
  * there (the iterator wherever RCU readers are, which is every kernel with PREEMPT_DYNAMIC; other hooks see
- * elastic/quark#305). So a CPU has two, and a run takes one that nobody else uses (take_buffer()).
+ * elastic/quark#305; and all of them since 7.0, see core_programs.h). So a CPU has two, or four where all of them may be,
+ * and a run takes one that nobody else uses (take_buffer()).
  */
-#define BUFFERS_PER_CPU 2
+#define BUFFERS_PER_CPU_MAX 4
 
 struct buffer {
 	/* How many runs hold it or are just trying to. */

@@ -47,12 +47,23 @@ static __always_inline struct buffer *take_buffer(void)
 	struct buffer *buffer;
 	__u32 key;
 
-	/* BUFFERS_PER_CPU tries, written out. */
+	/* BUFFERS_PER_CPU_MAX tries, written out. */
 	key = cpu;
 	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
 	if (buffer && take(buffer))
 		return buffer;
 	key = cpu + CONFIG(cpus);
+	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
+	if (buffer && take(buffer))
+		return buffer;
+	/* There may be two only. */
+	key = cpu + 2 * CONFIG(cpus);
+	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
+	if (!buffer)
+		return NULL;
+	if (take(buffer))
+		return buffer;
+	key = cpu + 3 * CONFIG(cpus);
 	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
 	if (buffer && take(buffer))
 		return buffer;

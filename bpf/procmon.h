@@ -134,6 +134,8 @@ struct procmon_counters {
 	__u64 lost_ring_full[PROCMON_KINDS];
 	/* Another program run held every scratch buffer that this CPU may use. */
 	__u64 lost_no_buffer[PROCMON_KINDS];
+	/* The kernel left a program out, and one behind it saw to the event: by tracepoint, threads included. */
+	__u64 left_out[PROCMON_KINDS];
 };
 
 /* Set before the program is loaded. */
@@ -149,6 +151,9 @@ struct procmon_config {
 	 */
 	__u64 exec_room_bytes;
 	__u64 fork_room_bytes;
+	/* How many programs are attached to each tracepoint, and which of them this one is, from 0. */
+	__u32 programs;
+	__u32 place;
 };
 
 #endif

@@ -286,6 +286,7 @@ class KernelCapture:
             self._ledger.put("kernel", f"made: {name}", counts.made)
             self._ledger.put("kernel", f"lost: ring full, {name}", counts.lost_ring_full)
             self._ledger.put("kernel", f"lost: no buffer, {name}", counts.lost_no_buffer)
+            self._ledger.put("kernel", f"left to another program: {name}", counts.left_out)
         self._ledger.put("kernel", "lost: program was running", self._source.misses())
 
     def close(self) -> None:
@@ -293,22 +294,28 @@ class KernelCapture:
         self._source.close()
         self._end_recording()
 
-    def _count_lost(self) -> int:
+    def _count_lost(self) -> tuple[int, int]:
+        """Events for which there was no room, and those that no program was run for."""
         counts = self._source.counts().values()
-        return sum(kind.lost_ring_full + kind.lost_no_buffer for kind in counts) + self._source.misses()
+        return sum(kind.lost_ring_full + kind.lost_no_buffer for kind in counts), self._source.misses()
 
     def _tell_losses(self) -> bool:
-        """Say it when the kernel found no room for events. Whether there were any since the last look."""
-        lost = self._count_lost()
-        more = lost > self._lost
-        if more:
-            sentence = (
+        """Say it when the kernel side lost events. Whether there were any since the last look."""
+        before, self._lost = self._lost, self._count_lost()
+        no_room, left_out = (now - then for now, then in zip(self._lost, before, strict=True))
+        if no_room > 0:
+            self._teller.trouble(
                 "the agent does not keep up, and the ring is full: give it more CPU time, raise capture.ring, or lower "
-                "what else this host does"
+                "what else this host does",
+                no_room,
             )
-            self._teller.trouble(sentence, lost - self._lost)
-        self._lost = lost
-        return more
+        if left_out > 0:
+            self._teller.trouble(
+                "too many processes were preempted on one CPU while programs ran for them, and the kernel left these "
+                "out for others: lower what this host does at a time",
+                left_out,
+            )
+        return no_room > 0 or left_out > 0
 
     def _read(self, wait_s: float) -> Batch:
         records = self._source.read(wait_s)

@@ -31,14 +31,17 @@ CONFIG: Final = (
     ("cpus", "I"),
     ("exec_room_bytes", "Q"),
     ("fork_room_bytes", "Q"),
+    ("programs", "I"),
+    ("place", "I"),
 )
 """``struct procmon_config``."""
 
-COUNTERS: Final = (("made", "5Q"), ("lost_ring_full", "5Q"), ("lost_no_buffer", "5Q"))
+COUNTERS: Final = (("made", "5Q"), ("lost_ring_full", "5Q"), ("lost_no_buffer", "5Q"), ("left_out", "5Q"))
 """``struct procmon_counters``, one for each CPU; by kind, of which 0 is none."""
 
 BUFFERS_PER_CPU: Final = 2
-"""As in ``bpf/maps.h``."""
+BUFFERS_PER_CPU_MAX: Final = 4
+"""Where every program may be preempted. As in ``bpf/maps.h``."""
 
 LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 PROC: Final = Path("/proc")
@@ -61,6 +64,8 @@ class KindCounts(NamedTuple):
     """How many were due."""
     lost_ring_full: int
     lost_no_buffer: int
+    left_out: int
+    """How often the kernel left a program out, and another one at the same tracepoint saw to the event."""
 
 
 def open_library() -> Library:
@@ -83,7 +88,7 @@ def sum_counters(values: list[bytes]) -> dict[Kind, KindCounts]:
     return {kind: KindCounts(*sums[kind::kinds]) for kind in (Kind.FORK, Kind.EXEC, Kind.EXIT)}
 
 
-def config_values(capture: Capture, cpus: int) -> dict[str, int]:
+def config_values(capture: Capture, cpus: int, programs: int = 1, place: int = 0) -> dict[str, int]:
     """The values of `CONFIG`, in its order."""
     ring_bytes = capture.ring_bytes
     return {
@@ -92,6 +97,8 @@ def config_values(capture: Capture, cpus: int) -> dict[str, int]:
         "cpus": cpus,
         "exec_room_bytes": int(ring_bytes * _EXEC_ROOM),
         "fork_room_bytes": int(ring_bytes * _FORK_ROOM),
+        "programs": programs,
+        "place": place,
     }
 
 

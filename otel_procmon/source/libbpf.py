@@ -112,6 +112,7 @@ class Library:
             "bpf_object__load": [c_void_p],
             "bpf_map__set_max_entries": [c_void_p, c_uint32],
             "bpf_map__fd": [c_void_p],
+            "bpf_map__reuse_fd": [c_void_p, c_int],
             "bpf_map_lookup_elem": [c_int, c_void_p, c_void_p],
             "bpf_program__fd": [c_void_p],
             "bpf_obj_get_info_by_fd": [c_int, c_void_p, POINTER(c_uint32)],
@@ -258,6 +259,10 @@ class BpfObject:
     def set_max_entries(self, name: str, entries: int) -> None:
         """Size a map, before load."""
         self._lib.integer("bpf_map__set_max_entries", self.map(name), entries)
+
+    def share_map(self, name: str, fd: int) -> None:
+        """Use a map of another object, before load."""
+        self._lib.integer("bpf_map__reuse_fd", self.map(name), fd)
 
     def set_rodata(self, value: bytes) -> None:
         """Overwrite the beginning of the program's read-only data, before load."""

@@ -58,9 +58,9 @@ class FakeKernel:
 
     def counts(self) -> dict[Kind, KindCounts]:
         return {
-            Kind.FORK: KindCounts(5, self.lost_forks, 0),
-            Kind.EXEC: KindCounts(4, 0, 2),
-            Kind.EXIT: KindCounts(3, 0, 0),
+            Kind.FORK: KindCounts(5, self.lost_forks, 0, 0),
+            Kind.EXEC: KindCounts(4, 0, 2, 0),
+            Kind.EXIT: KindCounts(3, 0, 0, 0),
         }
 
     def misses(self) -> int:

@@ -81,7 +81,7 @@ def test_macros_are_what_python_knows() -> None:
     header = (BPF / "procmon.h").read_text(encoding="ascii")
     source = (BPF / "maps.h").read_text(encoding="ascii")
     assert f"#define PROCMON_WIRE_VERSION {wire.WIRE_VERSION}\n" in header
-    assert f"#define BUFFERS_PER_CPU {kernel.BUFFERS_PER_CPU}\n" in source
+    assert f"#define BUFFERS_PER_CPU_MAX {kernel.BUFFERS_PER_CPU_MAX}\n" in source
 
 
 def test_object_has_no_debugging_information_but_btf() -> None:
