@@ -67,12 +67,13 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 }
 
 SEC("tp_btf/sched_process_exit")
-int BPF_PROG(on_exit, struct task_struct *task, bool group_dead)
+int BPF_PROG(on_exit, struct task_struct *task)
 {
 	if (!sees_first(PROCMON_EXIT) || task->flags & PF_KTHREAD)
 		return 0;
 	if (bpf_core_type_exists(btf_trace_sched_process_exit)) {
-		if (!group_dead)
+		/* `group_dead`. Volatile, so that it is read here only: where there is none, the verifier does not let it be. */
+		if (!*(volatile __u64 *)&ctx[1])
 			return 0;
 	} else if (!last_thread(task) || !first_to_tell(task)) {
 		return 0;

@@ -24,6 +24,7 @@ SUBJECTS = {
     "test_containers": "containers",
     "test_services": "services",
     "test_gaps": "losses, sweeps",
+    "test_left_out": "programs left out",
     "test_restart": "restart",
     "test_delivery": "pins",
     "test_least_privilege": "least privilege",
