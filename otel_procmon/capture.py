@@ -210,7 +210,7 @@ class KernelCapture:
         self._next_look_boot_ns = 0
         # Of pinned programs, what was lost before this agent came is not its to tell.
         self._lost = self._count_lost()
-        self._teller = Teller("kernel")
+        self._no_room_teller, self._left_out_teller = Teller("kernel"), Teller("kernel")
         self._told_pathless = False
         self.ids = self._records.ids
 
@@ -304,13 +304,13 @@ class KernelCapture:
         before, self._lost = self._lost, self._count_lost()
         no_room, left_out = (now - then for now, then in zip(self._lost, before, strict=True))
         if no_room > 0:
-            self._teller.trouble(
+            self._no_room_teller.trouble(
                 "the agent does not keep up, and the ring is full: give it more CPU time, raise capture.ring, or lower "
                 "what else this host does",
                 no_room,
             )
         if left_out > 0:
-            self._teller.trouble(
+            self._left_out_teller.trouble(
                 "too many processes were preempted on one CPU while programs ran for them, and the kernel left these "
                 "out for others: lower what this host does at a time",
                 left_out,

@@ -47,6 +47,7 @@ class FakeKernel:
         self.position = 0
         self.read_before = 0
         self.lost_forks = 1
+        self.left_out = 7
 
     def read(self, timeout_s: float) -> list[bytes]:
         self.waited.append(timeout_s)
@@ -64,7 +65,7 @@ class FakeKernel:
         }
 
     def misses(self) -> int:
-        return 7
+        return self.left_out
 
     def filled(self) -> float:
         return 0
@@ -186,6 +187,22 @@ def test_losses_bring_the_next_two_sweeps_forward(clock: Clock) -> None:
         clock.boot_ns += S
         one.step()
     assert len(source.sweeps) == 4, "after that, as often as before"
+
+
+def test_each_kind_of_loss_is_told_in_its_own_words(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    source = FakeKernel()
+    one = kernel_capture(source)
+    one.step()
+    assert not caplog.records, "what was lost before is an earlier agent's"
+    source.lost_forks += 2
+    source.left_out += 3
+    clock.boot_ns += S
+    one.step()
+    no_room, left_out = [record.message for record in caplog.records]
+    assert "the ring is full" in no_room
+    assert no_room.endswith("; 2 records were lost")
+    assert "preempted" in left_out
+    assert left_out.endswith("; 3 records were lost")
 
 
 def test_ledger_accounts_for_the_kernels_side_and_for_what_was_read(clock: Clock) -> None:
