@@ -53,6 +53,11 @@ def object_bytes() -> bytes:
     return resources.files("otel_procmon.source").joinpath("procmon.bpf.o").read_bytes()
 
 
+def depth() -> int:
+    """How many of each program this kernel gets."""
+    return _DEPTH if _PREEMPTIBLE in BTF.read_bytes() else 1
+
+
 class EbpfSource(KernelSource):
     """See `KernelSource`.
 
@@ -91,7 +96,7 @@ class EbpfSource(KernelSource):
         cpus = library.possible_cpus()
         elf = object_bytes()
         ring_bytes = self._capture.ring_bytes
-        self._depth = _DEPTH if _PREEMPTIBLE in BTF.read_bytes() else 1
+        self._depth = depth()
         configs = [
             _CONFIG.pack(*config_values(self._capture, cpus, self._depth, place).values())
             for place in range(self._depth)
@@ -118,15 +123,17 @@ class EbpfSource(KernelSource):
         bpf.load()
         if not self.taken_over:
             for config in configs[1:]:
-                behind = BpfObject(library, elf)
-                self._behind.append(behind)
-                for name in _SHARED_MAPS:
-                    behind.share_map(name, bpf.map_fd(name))
-                behind.set_rodata(config)
-                behind.leave_out(_ITERATOR)
-                behind.load()
+                self._load_behind(BpfObject(library, elf), bpf, config)
             self._attach(library, [bpf, *self._behind], folder)
         self._reader = self._ring = RingReader(self._fds["ring"], ring_bytes)
+
+    def _load_behind(self, behind: BpfObject, first: BpfObject, config: bytes) -> None:
+        self._behind.append(behind)
+        for name in _SHARED_MAPS:
+            behind.share_map(name, first.map_fd(name))
+        behind.set_rodata(config)
+        behind.leave_out(_ITERATOR)
+        behind.load()
 
     def _attach(self, library: Library, objects: list[BpfObject], folder: Path | None) -> None:
         self._fds = {name: objects[0].map_fd(name) for name in _MAPS}
