@@ -41,33 +41,27 @@ static __always_inline void release(struct buffer *buffer)
 	__sync_fetch_and_add(&buffer->users, -1);
 }
 
+static __always_inline struct buffer *take_one(__u32 key)
+{
+	struct buffer *buffer = bpf_map_lookup_elem(MAP(buffers), &key);
+
+	return buffer && take(buffer) ? buffer : NULL;
+}
+
+/* BUFFERS_PER_CPU_MAX tries, written out. There may be fewer buffers. */
 static __always_inline struct buffer *take_buffer(void)
 {
-	__u32 cpu = bpf_get_smp_processor_id();
+	__u32 cpu = bpf_get_smp_processor_id(), cpus = CONFIG(cpus);
 	struct buffer *buffer;
-	__u32 key;
 
-	/* BUFFERS_PER_CPU_MAX tries, written out. */
-	key = cpu;
-	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
-	if (buffer && take(buffer))
-		return buffer;
-	key = cpu + CONFIG(cpus);
-	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
-	if (buffer && take(buffer))
-		return buffer;
-	/* There may be two only. */
-	key = cpu + 2 * CONFIG(cpus);
-	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
+	buffer = take_one(cpu);
 	if (!buffer)
-		return NULL;
-	if (take(buffer))
-		return buffer;
-	key = cpu + 3 * CONFIG(cpus);
-	buffer = bpf_map_lookup_elem(MAP(buffers), &key);
-	if (buffer && take(buffer))
-		return buffer;
-	return NULL;
+		buffer = take_one(cpu + cpus);
+	if (!buffer)
+		buffer = take_one(cpu + 2 * cpus);
+	if (!buffer)
+		buffer = take_one(cpu + 3 * cpus);
+	return buffer;
 }
 
 /*
