@@ -73,6 +73,12 @@ def test_tetragons_one_string_is_not_damaged(line: CorpusLine) -> None:
     assert Redaction(Ledger()).process(process) is process
 
 
+@pytest.mark.parametrize("line", CORPUS, ids=number)
+def test_our_own_json_is_not_redacted_further(line: CorpusLine) -> None:
+    process = process_of(binary=line.argv[0], arguments=arguments_text(line.expected))
+    assert Redaction(Ledger()).process(process) is process
+
+
 @pytest.mark.parametrize("line", SECRETS, ids=number)
 def test_a_script_holds_no_secret_either(line: CorpusLine) -> None:
     for script in (line.line, f"cd /srv && {line.line} | tee log"):
