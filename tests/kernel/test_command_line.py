@@ -172,7 +172,10 @@ def test_json_is_tetragons_and_can_be_replayed(running_agent: RunningAgent, tmp_
     assert replayed.returncode == 0, replayed.stderr
     assert lines_with(replayed.stdout, word) == lines_with(lines.read_text(), word)
     again = otel_procmon("replay", str(events), "-o", "json")
-    assert Counter(map(json.dumps, map(json.loads, again.stdout.splitlines()))) == Counter(map(json.dumps, documents))
+    # Of others, which run on this machine too, a reader may take a secret where the writer, who knew each argument by
+    # itself, saw none (docs/redaction.md).
+    told_again = [document for document in map(json.loads, again.stdout.splitlines()) if word in json.dumps(document)]
+    assert Counter(map(json.dumps, told_again)) == Counter(map(json.dumps, ours))
 
 
 def own(logs: list[Log], spans: list[Span], word: str) -> Family:
