@@ -514,7 +514,7 @@ def _by_key(text: str) -> list[tuple[int, int, str]]:
             end = text.find(escaped[0], begin)
             end = len(text) if end < 0 else end
         else:
-            if text.startswith(("$(", "`"), begin) or text[begin:] == "$":
+            if text.startswith(("$(", "`"), begin) or (begin == len(text) - 1 and text[begin] == "$"):
                 # Before its end is looked for, which each of many keys in a row would do again. A script's word ends
                 # before the parenthesis.
                 continue
