@@ -80,21 +80,35 @@ def decode_tetragon(text: JsonText, observed_unix_ns: int, ledger: Ledger) -> Ev
 def _parse(text: JsonText, ledger: Ledger) -> dict[str, Any]:
     source = text.text
     try:
-        try:
-            document = msgspec.json.decode(source)
-        except UnicodeDecodeError:
-            document = msgspec.json.decode(source.decode("utf-8", "replace"))
-            ledger.count(PLACE, "repaired: invalid UTF-8")
+        document = msgspec.json.decode(source)
     except RecursionError:
         raise DecodeError(f"{text.place}: nested too deeply to be a Tetragon event") from None
     except ValueError as error:
-        raise DecodeError(f"{text.place}: not valid JSON: {error}") from None
+        document = _repaired(source)
+        if document is None:
+            raise DecodeError(f"{text.place}: not valid JSON: {error}") from None
+        ledger.count(PLACE, "repaired: invalid UTF-8")
     if not isinstance(document, dict):
         raise DecodeError(f"{text.place}: a JSON {json_type(document)} instead of an object")
     # The count of brackets is cheap and, for what Tetragon writes, always enough.
     if source.count(b"{") + source.count(b"[") > _MAX_DEPTH and _depth(document) > _MAX_DEPTH:
         raise DecodeError(f"{text.place}: nested too deeply to be a Tetragon event")
     return document
+
+
+def _repaired(source: bytes) -> Any:
+    """What `source` says without what is not UTF-8 in it; None if that is not what ails it.
+
+    Looked for here, because versions of msgspec differ in what they raise for it: UnicodeDecodeError, or since 0.23 the
+    DecodeError that they raise for everything else.
+    """
+    repaired = source.decode("utf-8", "replace")
+    if repaired.encode() == source:
+        return None
+    try:
+        return msgspec.json.decode(repaired)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _depth(document: dict[str, Any]) -> int:

@@ -466,6 +466,13 @@ def test_invalid_utf_8_is_repaired_and_counted() -> None:
     assert ledger.counts() == {("decode.tetragon", "repaired: invalid UTF-8"): 1}
 
 
+def test_what_is_no_json_even_if_it_is_repaired() -> None:
+    ledger = Ledger()
+    with pytest.raises(DecodeError, match=r"events\.json:7: not valid JSON"):
+        decode_exec(b'{"process_exec": {"process": {"arguments": "\xff"', ledger)
+    assert not ledger.counts()
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes(data: bytes) -> None:
     with contextlib.suppress(DecodeError):
