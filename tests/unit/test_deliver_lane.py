@@ -216,7 +216,7 @@ def test_trouble_is_said_once_a_minute_and_its_end(
     assert caplog.messages == [
         "here: cannot reach it: do something; 1 records were lost",
         "here: cannot reach it: do something; 3 records were lost",
-        "here: sending works again",
+        "here: sending works again; 1 more records were lost",
     ]
 
 
