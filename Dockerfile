@@ -16,7 +16,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates
 COPY . /source
 # pip stays out of what is shipped: nothing is to be installed there any more.
 RUN python3 -m venv /opt/otel-procmon && \
-    PROCMON_COMPILE=1 /opt/otel-procmon/bin/pip install --no-cache-dir /source && \
+    PROCMON_COMPILE=1 PIP_CONSTRAINT=/source/.ci/constraints.txt PIP_BUILD_CONSTRAINT=/source/.ci/constraints.txt \
+    /opt/otel-procmon/bin/pip install --no-cache-dir /source && \
     /opt/otel-procmon/bin/pip uninstall -y setuptools pip
 
 FROM ${BASE}

@@ -12,14 +12,14 @@ INPUTS ?= 10000000
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit kernel test-kernels kernels-page test-system bench fuzz lint format docs proto bpf bpf-check clean
+.PHONY: help setup run test unit kernel test-kernels kernels-page test-system bench fuzz lint format docs proto bpf bpf-check constraints clean
 
 help: ## what there is
 	@awk -F ': ## ' '/^[a-z-]+: ## /{printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: ## make .venv, with the package (editable) and everything for working on it
 	. .ci/machine.sh && require_python && make_venv $(VENV)
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e '.[dev]'
 
 run: ## run the agent, as root: events on the terminal and in procmon.otlp.jsonl
 	examples/quickstart.sh
@@ -73,6 +73,13 @@ proto: ## generate the messages of the Container Runtime Interface, in .venv-pro
 	$(PYTHON) -m venv .venv-proto
 	.venv-proto/bin/pip install -q grpcio-tools==1.63.2 'setuptools<81'
 	.venv-proto/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. otel_procmon/containers/proto/cri.proto
+
+constraints: ## the newest versions of all Python packages into .ci/constraints.txt, with which tests and images are made
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install -q uv
+	echo 'setuptools>=77' | .venv-constraints/bin/uv pip compile -q --no-config --universal --python-version 3.10 --extra dev \
+		--no-annotate --upgrade --custom-compile-command 'make constraints' -o .ci/constraints.txt \
+		pyproject.toml requirements-compile.txt -
 
 bpf: ## compile the BPF object, which is committed (Debian 12: clang llvm libbpf-dev)
 	$(MAKE) -C bpf

@@ -21,7 +21,7 @@ install_package() {
 		if [ -x "$venv/bin/otel-procmon" ] && [ ! -e "$stamp" ]; then
 			return
 		fi
-		if [ -e "$stamp" ] && [ -z "$(find "$root/otel_procmon" "$root/pyproject.toml" -newer "$stamp" \
+		if [ -e "$stamp" ] && [ -z "$(find "$root"/{otel_procmon,pyproject.toml,.ci/constraints.txt} -newer "$stamp" \
 			-not -path '*/__pycache__*' -print -quit)" ]; then
 			return
 		fi
@@ -31,7 +31,8 @@ install_package() {
 	say "installing otel-procmon in .venv"
 	build_wheel "$root" "$venv/bin/python" "$wheels" || die "the package could not be built: see above"
 	"$venv/bin/python" -m pip uninstall -q -y otel-procmon 2>/dev/null
-	"$venv/bin/python" -m pip install -q "$wheels"/otel_procmon-*.whl ||
+	# What it needs, in the versions that it was tested with.
+	"$venv/bin/python" -m pip install -q -c "$root/.ci/constraints.txt" "$wheels"/otel_procmon-*.whl ||
 		die "the package could not be installed: see above"
 	rm -rf "$wheels"
 	touch "$stamp"

@@ -10,6 +10,7 @@
 #     PROCMON_CHECKS    what to do, by default "lint types docs tests"
 #     PROCMON_VENV      another virtual environment than .venv-test
 #     PROCMON_COMPILE   if set, the package is compiled (setup.py)
+#     PROCMON_NEWEST    if set, the newest Python packages, instead of those that .ci/constraints.txt names
 #     PYTHON            the Python to make it with: by default the newest from 3.10 on
 set -euo pipefail
 
@@ -40,15 +41,17 @@ require_tools() {
 
 # The package as users get it, not as it lies here. The same version may have other content: never keep the old one.
 install_wheel() {
-	local wheels wheel
+	local wheels wheel constraints=$root/.ci/constraints.txt
+	[ -z "${PROCMON_NEWEST:-}" ] || constraints=/dev/null
 	make_venv "$venv"
 	[ -w "$venv" ] || die "$venv cannot be written (was it made by root?): set PROCMON_VENV to another directory"
 	wheels=$(mktemp -d)
-	build_wheel "$root" "$venv/bin/python" "$wheels" || die "the wheel could not be built: see above"
+	build_wheel "$root" "$venv/bin/python" "$wheels" "$constraints" || die "the wheel could not be built: see above"
 	wheel=$(echo "$wheels"/otel_procmon-*.whl)
 	say "installing it in $venv"
 	if ! "$venv/bin/python" -m pip install -q --no-deps --force-reinstall "$wheel" ||
-		! "$venv/bin/python" -m pip install -q "${wheel}[dev]"; then
+		! "$venv/bin/python" -m pip install -q ${PROCMON_NEWEST:+--upgrade --upgrade-strategy eager} \
+			-c "$constraints" "${wheel}[dev]"; then
 		die "the wheel could not be installed: see above"
 	fi
 	rm -rf "$wheels"
