@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import select
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from otel_procmon.deliver.delivery import DeliveryError
 from otel_procmon.deliver.file import FileDelivery
+from otel_procmon.deliver.line_file import LineFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,10 +15,6 @@ if TYPE_CHECKING:
     from otel_procmon.deliver.delivery import Delivery
     from otel_procmon.ledger import Ledger
     from otel_procmon.lineage.image import Happening
-
-_log = logging.getLogger(__name__)
-
-_STDOUT: Final = 1
 
 
 class Output(Protocol):
@@ -94,25 +87,19 @@ class LineOutput:
         self._place = f"output.{name}"
         self._render = render
         self._ledger = ledger
-        self._file_name = "standard output" if path is None else str(path)
-        self._told = False
-        self._cut = False
-        """The last line was cut short by an error: the next one must not become part of it."""
-        self.closed = False
-        self._file = _STDOUT
-        if path is not None:
-            try:
-                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except (OSError, ValueError) as error:
-                why = error.strerror if isinstance(error, OSError) else error
-                raise DeliveryError(f"cannot write to {path} ({why}); name a file that can be written") from error
+        self._file = LineFile(self._place, path)
+
+    @property
+    def closed(self) -> bool:
+        """See `Output.closed`."""
+        return self._file.closed
 
     def put(self, happenings: Sequence[Happening]) -> None:
         """See `Output.put`."""
         lines = [line for happening in happenings if (line := self._render(happening)) is not None]
         if not lines:
             return
-        written = 0 if self.closed else self._write(b"\n".join(lines) + b"\n", len(lines))
+        written = self._file.write(b"\n".join(lines) + b"\n", len(lines))
         self._ledger.count(self._place, "written", written)
         self._ledger.count(self._place, "lost: cannot be written", len(lines) - written)
 
@@ -126,33 +113,4 @@ class LineOutput:
 
     def close(self, timeout_s: float) -> None:  # noqa: ARG002 - nothing is kept back
         """See `Output.close`."""
-        if self._file != _STDOUT and not self.closed:
-            os.close(self._file)
-        self.closed = True
-
-    def _write(self, data: bytes, count: int) -> int:
-        """How many of the `count` lines of `data` were written."""
-        rest = b"\n" + data if self._cut else data
-        try:
-            while rest:
-                try:
-                    written = os.write(self._file, rest)
-                except BlockingIOError:
-                    # A terminal or pipe that another process has set to this; it is slow, not broken.
-                    select.select((), (self._file,), ())
-                    continue
-                self._cut = rest[written - 1 : written] != b"\n"
-                rest = rest[written:]
-        except BrokenPipeError:
-            self.closed = True
-        except OSError as error:
-            if not self._told:
-                self._told = True
-                _log.error(
-                    "cannot write to %s (%s): lines are lost until there is room again, or another file is named",
-                    self._file_name,
-                    (error.strerror or str(error)).lower(),
-                )
-        else:
-            self._told = False
-        return count - min(count, rest.count(b"\n"))
+        self._file.close()

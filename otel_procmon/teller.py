@@ -21,10 +21,13 @@ class Teller:
     again within the minute is not said at once but kept, with what it cost, until the minute is over.
     """
 
-    def __init__(self, place: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives seconds, for deciding when trouble is told again."""
+    def __init__(
+        self, place: str, clock: Callable[[], float] = time.monotonic, *, over: str = "sending works again"
+    ) -> None:
+        """`clock` gives seconds, for deciding when trouble is told again; `over` says that there is none any more."""
         self._place = place
         self._clock = clock
+        self._over = over
         self._told_at: float | None = None
         self._sentence = ""  # of the last trouble
         self._lost = 0  # and not told yet
@@ -43,7 +46,7 @@ class Teller:
             self._tell()
         if self._down:
             consequence = f"; {self._lost} more records were lost" if self._lost else ""
-            _log.warning("%s: sending works again%s", self._place, consequence)
+            _log.warning("%s: %s%s", self._place, self._over, consequence)
             self._down, self._lost = False, 0
 
     def _is_due(self) -> bool:

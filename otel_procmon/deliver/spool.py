@@ -188,8 +188,8 @@ class Spool:
         self._aside_size = 0
         self._next = 1
         self._closed = False
-        self._writing_failed = False
-        self._full, self._unwritable, self._unreadable = (Teller("delivery.spool", clock) for _ in range(3))
+        self._full, self._unreadable, self._unremovable = (Teller("delivery.spool", clock) for _ in range(3))
+        self._unwritable = Teller("delivery.spool", clock, over="writing works again")
         self._directory = _claim(directory)
         try:
             self._find()
@@ -250,7 +250,7 @@ class Spool:
             try:
                 self._unlink(entry.file.name)
             except OSError as error:
-                self._unwritable.trouble(
+                self._unremovable.trouble(
                     f"{entry.file.name} cannot be removed from the spool {self._path} ({_why(error)}), so the next "
                     "agent sends it again",
                     0,
@@ -353,11 +353,8 @@ class Spool:
                 f"the spool {self._path} cannot be written ({why}), so what the receiver does not take is lost",
                 batch.records,
             )
-            self._writing_failed = True
             return NOT_WRITTEN
-        if self._writing_failed:
-            self._writing_failed = False
-            _log.warning("delivery.spool: writing works again")
+        self._unwritable.works()
         return None
 
     def _write(self, batch: Batch, content: bytes) -> None:

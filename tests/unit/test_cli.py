@@ -504,7 +504,9 @@ def test_full_disk(otel_procmon: Run, output: str) -> None:
     done = otel_procmon("replay", SEED, "-o", f"{output}:/dev/full")
     assert done.code == 0
     assert len(done.said) == 1
-    assert done.said[0].startswith("otel-procmon: cannot write to /dev/full (no space left on device): ")
+    assert done.said[0].startswith(
+        f"otel-procmon: output.{output}: cannot write to /dev/full (no space left on device): "
+    )
     assert "lost" in done.ledger
 
 

@@ -483,7 +483,7 @@ def test_a_full_disk(open_spool: Open, small_disk: Path, ledger: Ledger, caplog:
     assert entry is not None
     spool.done(entry)
     assert spool.append(logs(20, records=1, size=20_000))
-    assert caplog.messages[1:] == ["delivery.spool: writing works again"]
+    assert caplog.messages[1:] == ["delivery.spool: writing works again; 7 more records were lost"]
     assert bodies(spool) == [logs(number, size=20_000).body for number in [*kept[1:], 20]]
 
 
