@@ -108,6 +108,7 @@ def test_receiver_that_is_away_for_a_while(protocol: Protocol, roomy: tuple[str,
         made = stack.enter_context(load(tmp_path / "load"))
         port = stack.enter_context(refusing_port())
         options = ("run", "--spool", str(spool), *made.filter, *roomy)
+        began = time.monotonic()
         with run_command(tmp_path, *options, env=environment(port, protocol)) as agent:
             with receiver(protocol, port) as before:
                 made.run(UNITS)
@@ -136,7 +137,7 @@ def test_receiver_that_is_away_for_a_while(protocol: Protocol, roomy: tuple[str,
         assert ledger[place] == {"exported": each * units}
         assert f"{place}: sending works again" in agent.stderr
     told = agent.stderr.count("cannot reach") + agent.stderr.count("closed the connection")
-    assert len(PLACES) <= told <= len(PLACES) * (1 + OUTAGE_SECONDS // 60), "once a minute"
+    assert len(PLACES) <= told <= len(PLACES) * (1 + (time.monotonic() - began) // 60), "once a minute"
     assert "nothing is lost yet" in agent.stderr
     assert sum(spooled(spool).values()) == 0
     assert len(before.logs) + len(after.logs) >= ledger["delivery.logs"]["exported"]
@@ -503,7 +504,7 @@ def test_receiver_that_takes_it_later(case: Case, tmp_path: Path) -> None:
         with delivering(tmp_path, env) as agent:
             agent.wait_until(lambda: agent.stderr.count(case.words) >= len(PLACES), "it said what is wrong")
             received.answer = good
-            agent.wait_until(lambda: agent.stderr.count("sending works again") == len(PLACES), "it works", BACK_SECONDS)
+            agent.wait_until(lambda: agent.stderr.count("sending works again") >= len(PLACES), "it works", BACK_SECONDS)
             agent.wait_until(lambda: sum(spooled(tmp_path / "spool").values()) == 0, "all was sent")
     for place, each in PLACES.items():
         assert agent.ledger()[place] == {"exported": each * UNITS}

@@ -274,10 +274,10 @@ def test_receiver_comes_up_later(protocol: Protocol, tmp_path: Path) -> None:
     arguments = ("run", *only_marked(tmp_path))
     with refusing_port() as port, run_command(tmp_path, *arguments, env=environment(protocol, port)) as agent:
         true(before)
-        agent.wait_until(lambda: agent.stderr.count("cannot reach") == 2, "it said that nobody answers")
+        agent.wait_until(lambda: agent.stderr.count("cannot reach") >= 2, "it said that nobody answers")
         with receiver(protocol, port) as received:
             true(after)
-            agent.wait_until(lambda: agent.stderr.count("sending works again") == 2, "it said that somebody does")
+            agent.wait_until(lambda: agent.stderr.count("sending works again") >= 2, "it said that somebody does")
             for word in (before, after):
                 agent.wait_until(lambda: bool(arrived(received, "process.exit", word)), "logs arrived")  # noqa: B023
                 agent.wait_until(lambda: bool(with_word(received.spans, word)), "spans arrived")  # noqa: B023
@@ -295,7 +295,7 @@ def test_receiver_comes_up_later(protocol: Protocol, tmp_path: Path) -> None:
 def test_no_receiver_at_all(protocol: Protocol, tmp_path: Path) -> None:
     with refusing_port() as port, run_command(tmp_path, "run", env=environment(protocol, port)) as agent:
         true(marker())
-        agent.wait_until(lambda: agent.stderr.count("cannot reach") == 2, "it said that nobody answers")
+        agent.wait_until(lambda: agent.stderr.count("cannot reach") >= 2, "it said that nobody answers")
         began = time.monotonic()
         agent.stop(signal.SIGTERM)
         assert time.monotonic() - began < 30
