@@ -257,7 +257,7 @@ class PodWatch:
                 problem = _PROBLEMS.decode(change.object)
                 raise ApiError(problem.code, problem.message)
             meta = _OBJECTS.decode(change.object).metadata
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             self._bad(error, line)
             return
         if change.type in ("ADDED", "MODIFIED"):
@@ -275,9 +275,9 @@ class PodWatch:
         """Remember a pod; gives its uid, also of one that cannot be read any further."""
         try:
             state = decode_pod(raw, self._keep_annotation)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             self._bad(error, bytes(raw))
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(ValueError):
                 return _OBJECTS.decode(raw).metadata.uid or None
             return None
         self._pods.put(state)
@@ -288,7 +288,7 @@ class PodWatch:
         self._malformed += 1
         if self._malformed <= _ERRORS_TOLD:
             pod = "a pod"
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(ValueError):
                 meta = _OBJECTS.decode(data).metadata
                 pod = f"pod {meta.namespace}/{meta.name}"
             _log.warning("the Kubernetes API told of %s what cannot be read: %s", ascii(pod)[1:-1], error)
@@ -372,7 +372,7 @@ def _answered(answer: urllib3.BaseHTTPResponse) -> Iterator[Any]:
             return
         body = answer.read(_READ_BYTES)
         message = answer.reason or ""
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(ValueError):
             message = _PROBLEMS.decode(body).message or message
         after = answer.headers.get("retry-after", "")
         raise ApiError(answer.status, message, min(float(after), 300.0) if after.isdigit() else 0)

@@ -140,7 +140,7 @@ def _same_dict(labels: dict[str, str]) -> dict[str, str]:
 
 
 def decode_pod(data: bytes | msgspec.Raw, keep_annotation: Callable[[str], bool] = lambda _: True) -> PodState:
-    """One pod of the API. Raises msgspec.DecodeError for what is not a pod with a uid."""
+    """One pod of the API. Raises ValueError for what is not a pod with a uid."""
     found = _DECODER.decode(data)
     meta, status = found.metadata, found.status
     if not meta.uid:

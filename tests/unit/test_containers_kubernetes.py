@@ -192,6 +192,9 @@ GARBAGE = {
     "a number": b'{"type":"ADDED","object":7}',
     "no uid": b'{"type":"ADDED","object":{"metadata":{"name":"nobody"}}}',
     "labels of another type": b'{"type":"ADDED","object":{"metadata":{"uid":"u-9","labels":{"a":1}}}}',
+    "no UTF-8": b'{"type":"ADDED","object":{"metadata":{"uid":"u-9","name":"\xff"}}}',
+    "no UTF-8 in a label": b'{"type":"ADDED","object":{"metadata":{"uid":"u-9","labels":{"a":"\xff"}}}}',
+    "no UTF-8 in the envelope": b'{"type":"\xff","object":{"metadata":{"uid":"u-9"}}}',
     "terminal escapes": b'{"type":"ADDED","object":{"metadata":{"uid":"u-9","name":"\\u001b[2J","labels":3}}}',
 }
 

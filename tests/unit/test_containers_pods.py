@@ -6,7 +6,6 @@ import json
 import socket
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -235,7 +234,7 @@ JSON = st.recursive(
 def test_no_bytes_are_too_strange(data: bytes) -> None:
     try:
         state = decode_pod(data)
-    except msgspec.DecodeError:
+    except ValueError:
         return
     pods = Pods()
     pods.put(state)
