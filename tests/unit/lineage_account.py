@@ -82,7 +82,7 @@ class Account:
 
     def _watch(self, happenings: list[Happening], now_unix_ns: int | None) -> list[Happening]:
         self.happenings += happenings
-        for happening in happenings:
+        for happening, at_unix_ns in zip(happenings, _times(happenings, now_unix_ns), strict=True):
             image = happening.image
             exec_id = image.exec_id
             assert len(image.span.trace_id) == 16
@@ -102,30 +102,44 @@ class Account:
                 if self._complete:
                     assert exec_id not in self.opened, "opened twice"
                     assert exec_id not in self.ended, "opened after its end"
-                if now_unix_ns is not None:
-                    assert now_unix_ns - image.process.start_unix_ns >= self.trace.open_after_ns
+                if at_unix_ns is not None:
+                    assert at_unix_ns - image.process.start_unix_ns >= self.trace.open_after_ns
                 self.opened.append(exec_id)
-                self._leaves(image, now_unix_ns)
+                self._leaves(image, at_unix_ns)
             else:
                 if self._complete:
                     assert exec_id not in self.ended, "ended twice"
                 assert image.ended == ("exit" if happening.event is not None else image.ended)
                 assert image.ended is not None
                 self.ended[exec_id] = happening
-                self._leaves(image, now_unix_ns)
+                self._leaves(image, at_unix_ns)
         return happenings
 
-    def _leaves(self, image: Image, now_unix_ns: int | None) -> None:
+    def _leaves(self, image: Image, at_unix_ns: int | None) -> None:
         """A span of `image` leaves: if it names one that goes on and is old enough, that one was opened before."""
         if image.parent_span_id is not None:
             self._names.append((image, SpanRef(image.span.trace_id, image.parent_span_id)))
         if image.link is not None:
             self._names.append((image, image.link))
         parent = image.parent
-        if not self._complete or parent is None or parent.process.kernel_thread or now_unix_ns is None:
+        if not self._complete or parent is None or parent.process.kernel_thread or at_unix_ns is None:
             return
-        if parent.ended is None and now_unix_ns - parent.process.start_unix_ns >= self.trace.open_after_ns:
+        if parent.ended is None and at_unix_ns - parent.process.start_unix_ns >= self.trace.open_after_ns:
             assert parent.exec_id in self.opened, "the parent that goes on was not opened first"
+
+
+def _times(happenings: Sequence[Happening], now_unix_ns: int | None) -> list[int | None]:
+    """When each of them left, as the table sees it: a sweep is later than the events that were pending when it began.
+
+    What is opened for one that ends comes before it, and leaves with it.
+    """
+    times: list[int | None] = []
+    at_unix_ns = now_unix_ns
+    for happening in reversed(happenings):
+        if isinstance(happening, Ended) and now_unix_ns is not None:
+            at_unix_ns = happening.image.end_unix_ns
+        times.append(at_unix_ns)
+    return times[::-1]
 
 
 def told(happenings: Iterable[Happening]) -> list[tuple[str, ...]]:

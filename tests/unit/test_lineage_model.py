@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from otel_procmon.config import LineageOptions, TraceOptions
@@ -172,6 +172,9 @@ def test_happenings_are_the_truth(before: list[Step], after: list[Step], trace: 
 
 
 @EXAMPLES
+# What ends is read at a sweep, when its parent is old enough to be opened, as it was not at that end.
+@example([], [*[("fork", 0, 0.0)] * 11, ("exec", 0, 0.0), ("fork", 0, 12.0)], TraceOptions(), [12])
+@example([], [*[("fork", 0, 0.0)] * 11, ("exit", 3, 0.0), ("fork", 0, 12.0)], TraceOptions(), [12])
 @given(steps, steps, traces, st.lists(st.integers(0, 40), max_size=4))
 def test_sweeps_add_nothing(before: list[Step], after: list[Step], trace: TraceOptions, sweeps: list[int]) -> None:
     """However the events are cut into what is pending at a sweep and what is read before and after it."""
