@@ -10,6 +10,9 @@ KERNELS ?=
 # How many `fuzz` tries.
 INPUTS ?= 10000000
 BIN := $(VENV)/bin
+# How uv puts together which versions of packages there are.
+COMPILE := uv pip compile -q --no-config --python-version 3.10 --extra dev --no-annotate --upgrade \
+	--custom-compile-command 'make constraints'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test unit kernel test-kernels kernels-page test-system bench fuzz lint format docs proto bpf bpf-check constraints clean
@@ -74,12 +77,12 @@ proto: ## generate the messages of the Container Runtime Interface, in .venv-pro
 	.venv-proto/bin/pip install -q grpcio-tools==1.63.2 'setuptools<81'
 	.venv-proto/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. otel_procmon/containers/proto/cri.proto
 
-constraints: ## the newest versions of all Python packages into .ci/constraints.txt, with which tests and images are made
+constraints: ## the newest and the oldest versions of all Python packages that are allowed, into .ci/constraints*.txt
 	$(PYTHON) -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install -q uv
-	echo 'setuptools>=77' | .venv-constraints/bin/uv pip compile -q --no-config --universal --python-version 3.10 --extra dev \
-		--no-annotate --upgrade --custom-compile-command 'make constraints' -o .ci/constraints.txt \
+	echo 'setuptools>=77' | .venv-constraints/bin/$(COMPILE) --universal -o .ci/constraints.txt \
 		pyproject.toml requirements-compile.txt -
+	.venv-constraints/bin/$(COMPILE) --resolution lowest-direct -o .ci/constraints-lowest.txt pyproject.toml
 
 bpf: ## compile the BPF object, which is committed (Debian 12: clang llvm libbpf-dev)
 	$(MAKE) -C bpf

@@ -10,7 +10,8 @@
 #     PROCMON_CHECKS    what to do, by default "lint types docs tests"
 #     PROCMON_VENV      another virtual environment than .venv-test
 #     PROCMON_COMPILE   if set, the package is compiled (setup.py)
-#     PROCMON_NEWEST    if set, the newest Python packages, instead of those that .ci/constraints.txt names
+#     PROCMON_VERSIONS  which Python packages, as a file for pip's -c: by default .ci/constraints.txt; /dev/null for the newest,
+#                       .ci/constraints-lowest.txt for the oldest that pyproject.toml promises
 #     PYTHON            the Python to make it with: by default the newest from 3.10 on
 set -euo pipefail
 
@@ -41,8 +42,7 @@ require_tools() {
 
 # The package as users get it, not as it lies here. The same version may have other content: never keep the old one.
 install_wheel() {
-	local wheels wheel constraints=$root/.ci/constraints.txt
-	[ -z "${PROCMON_NEWEST:-}" ] || constraints=/dev/null
+	local wheels wheel constraints=${PROCMON_VERSIONS:-$root/.ci/constraints.txt}
 	make_venv "$venv"
 	[ -w "$venv" ] || die "$venv cannot be written (was it made by root?): set PROCMON_VENV to another directory"
 	wheels=$(mktemp -d)
@@ -50,7 +50,7 @@ install_wheel() {
 	wheel=$(echo "$wheels"/otel_procmon-*.whl)
 	say "installing it in $venv"
 	if ! "$venv/bin/python" -m pip install -q --no-deps --force-reinstall "$wheel" ||
-		! "$venv/bin/python" -m pip install -q ${PROCMON_NEWEST:+--upgrade --upgrade-strategy eager} \
+		! "$venv/bin/python" -m pip install -q --upgrade --upgrade-strategy eager \
 			-c "$constraints" "${wheel}[dev]"; then
 		die "the wheel could not be installed: see above"
 	fi

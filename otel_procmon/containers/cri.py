@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -422,7 +423,8 @@ def _reason(error: Exception) -> str:
     """Why a call failed, without gRPC's account of how it got there."""
     if not isinstance(error, grpc.RpcError):
         return str(error)
-    details = str(error.details() or "").rpartition(": ")[2]
+    # Before gRPC 1.80 it ends with the error's number.
+    details = re.sub(r" \(\d+\)$", "", str(error.details() or "").rpartition(": ")[2])
     return details[:1].lower() + details[1:] or error.code().name
 
 

@@ -90,9 +90,11 @@ _CAUSES: Final = tuple(
         ),
     )
 )
-# gRPC's words around the ones of the operating system and of the resolver.
+# gRPC's words around the ones of the operating system and of the resolver. Before 1.80 they named the system call, too,
+# and the error's number.
 _GRPC_WORDS: Final = re.compile(
-    r"(?:remote host|lookup failed for [^\]]*?|DNS resolution failed[^\]]*?): (?P<why>[^:\]]+)\]?$"
+    r"(?:remote host|lookup failed for [^\]]*?|DNS resolution failed[^\]]*?): (?:connect: )?"
+    r"(?P<why>[^:\]]+?)(?: \(\d+\))?\]?$"
 )
 
 

@@ -46,6 +46,29 @@ def test_causes(cause: Exception, words: str) -> None:
     assert said == f"cannot reach http://c:1 ({words}): start a Collector there or set OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        # Since 1.80, and before.
+        ("Failed to connect to remote host: Connection refused", "connection refused"),
+        ("Failed to connect to remote host: connect: Connection refused (111)", "connection refused"),
+        (
+            "DNS resolution failed for c:1: C-ares status is not ARES_SUCCESS: Domain name not found]",
+            "domain name not found",
+        ),
+        ("something else", "something else"),
+    ],
+)
+def test_details_of_grpc(details: str, words: str) -> None:
+    details = (
+        f"failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: {details}"
+        if "remote" in details
+        else details
+    )
+    said = unreachable("http://c:1", details)
+    assert said == f"cannot reach http://c:1 ({words}): start a Collector there or set OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
 def test_exceptions_tied_in_a_ring_end() -> None:
     one, two = RuntimeError("one"), RuntimeError("two")
     one.__cause__, two.__cause__ = two, one
