@@ -18,9 +18,12 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 # Last, so that an installed otel_procmon (a wheel under test) goes before the one of the source tree.
 sys.path.append(str(Path(__file__).parents[1]))
 
-# Machines are shared: how long an example takes says nothing about the code.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+# Machines are shared: how long an example takes says nothing about the code. And what a change is judged by should be the
+# same for all: new examples are for those who work on it, and for `make fuzz`.
+settings.register_profile(
+    "procmon", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
+settings.load_profile("procmon")
 
 
 def _give_up_terminal() -> None:
