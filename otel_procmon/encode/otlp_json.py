@@ -125,16 +125,23 @@ _known: Final[dict[tuple[str, type, AttributeValue], bytes]] = {}
 
 
 def _attribute(name: str, value: AttributeValue) -> bytes:
-    # The type is part of the key because True, 1 and 1.0 are equal.
+    if isinstance(value, float):
+        # 0.0 and -0.0 are equal; and what was measured seldom comes again.
+        return _encoded(name, value)
+    # The type is part of the key because True and 1 are equal.
     key = (name, type(value), value)
     encoded = _known.get(key)
     if encoded is None:
-        encoded = msgspec.json.encode({"key": name, "value": _value(value)})
+        encoded = _encoded(name, value)
         if len(encoded) <= _LONG:
             if len(_known) >= _KNOWN_MAX:
                 _known.clear()
             _known[key] = encoded
     return encoded
+
+
+def _encoded(name: str, value: AttributeValue) -> bytes:
+    return msgspec.json.encode({"key": name, "value": _value(value)})
 
 
 def _value(value: AttributeValue) -> _Json:

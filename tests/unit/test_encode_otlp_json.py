@@ -78,6 +78,28 @@ def log_of(**fields: Any) -> LogRecord:
     )
 
 
+def test_values_that_are_equal_stay_different() -> None:
+    """Attributes that come again are not encoded again."""
+    values = [0, False, 0.0, -0.0, 1, True, 1.0, 0.0]
+    said = []
+    for value in values:
+        line = json.loads(encode_logs([log_of(attributes={"x": value})]))
+        (attribute,) = line["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0]["attributes"]
+        said.append(json.dumps(attribute["value"]))
+    kinds = [
+        "intValue",
+        "boolValue",
+        "doubleValue",
+        "doubleValue",
+        "intValue",
+        "boolValue",
+        "doubleValue",
+        "doubleValue",
+    ]
+    texts = ['"0"', "false", "0.0", "-0.0", '"1"', "true", "1.0", "0.0"]
+    assert said == [f'{{"{kind}": {text}}}' for kind, text in zip(kinds, texts, strict=True)]
+
+
 def test_form_of_a_line() -> None:
     assert json.loads(encode_logs([log_of(attributes={"i": 5, "b": True, "d": 0.5, "a": ("x",), "s": "t"})])) == {
         "resourceLogs": [
