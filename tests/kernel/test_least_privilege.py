@@ -9,7 +9,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from tests.kernel.truth.shell import marker, shell
 from tests.kernel.truth.workloads import ENVIRONMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from tests.kernel.truth.receiver import Protocol
@@ -51,7 +51,12 @@ def statuses(agent: Agent) -> dict[str, dict[str, str]]:
     """What the kernel says of each of the agent's threads, by their names and ids."""
     found = {}
     for task in Path(f"/proc/{agent.process.pid}/task").iterdir():
-        lines = (line.partition(":") for line in (task / "status").read_text().splitlines())
+        try:
+            text = (task / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            # gRPC's come and go.
+            continue
+        lines = (line.partition(":") for line in text.splitlines())
         told = {name: " ".join(value.split()) for name, _, value in lines}
         found[f"{told['Name']} {task.name}"] = told
     return found
@@ -79,6 +84,15 @@ def assert_without_rights(
         assert told["NoNewPrivs"] == "1", name
     # Not dumpable, so that these are root's, and no process of the same user may look.
     assert Path(f"/proc/{agent.process.pid}/environ").stat().st_uid == 0
+
+
+def existing(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """What the kernel says of these files, but for those that were removed meanwhile: a spool's are, once they were sent."""
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found[path] = path.stat()
+    return found
 
 
 def listening(agent: Agent) -> list[str]:
@@ -154,8 +168,8 @@ def test_all_features_as_a_user_without_capabilities(parties: Everything) -> Non
         # The group of the runtime's socket.
         assert_without_rights(agent, groups="0")
         assert listening(agent) == []
-        for path in [*parties.written, *parties.spool.iterdir()]:
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        for path, status in existing([*parties.written, *parties.spool.iterdir()]).items():
+            assert stat.S_IMODE(status.st_mode) == 0o600, path
         assert (parties.spool.stat().st_uid, stat.S_IMODE(parties.spool.stat().st_mode)) == (UID, 0o700)
 
         # A sweep takes place every second.
@@ -292,7 +306,8 @@ def test_a_spool_of_root_is_given_to_the_user(tmp_path: Path) -> None:
         with receiver(protocol) as received:
             as_user = (*options, "--user", USER)
             with run_command(tmp_path, *as_user, env=environment(received.port, protocol), through=through) as second:
-                assert {path.stat().st_uid for path in spool.glob("*.*.*[0-9]") if not path.is_symlink()} <= {UID, 0}
+                batches = existing(path for path in spool.glob("*.*.*[0-9]") if not path.is_symlink())
+                assert {status.st_uid for status in batches.values()} <= {UID, 0}
                 second.wait_until(lambda: len(with_word(received.logs, word)) == 2, "what waited was delivered")
                 second.wait_until(lambda: bool(with_word(received.spans, word)), "what waited was delivered")
                 assert_without_rights(second)

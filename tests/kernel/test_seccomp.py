@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,12 @@ def test_nothing_is_refused(protocol: Protocol) -> None:
 
 def child_of(pid: int) -> int:
     """The container's process; runc, being Go, has started it from any of its threads."""
-    (child,) = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+    children: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        # Threads come and go.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children += (task / "children").read_text().split()
+    (child,) = children
     return int(child)
 
 

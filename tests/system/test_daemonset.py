@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,8 +176,10 @@ def agent_process(agent: dict[str, Any]) -> int:
     """The pid of the agent in the pod `agent`."""
     container_id = agent["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and container_id in (entry / "cgroup").read_text():
-            return int(entry.name)
+        # Others come and go.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if entry.name.isdigit() and container_id in (entry / "cgroup").read_text():
+                return int(entry.name)
     raise AssertionError(f"no process runs in {container_id}")
 
 

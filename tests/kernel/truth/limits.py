@@ -77,11 +77,21 @@ def _is_empty(directory: Path) -> bool:
     return True
 
 
+def _threads() -> int:
+    """About how many run now: they come and go meanwhile."""
+    count = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                count += sum(1 for _ in (entry / "task").iterdir())
+    return count
+
+
 @contextmanager
 def room_for(processes: int) -> Iterator[None]:
     """The machine has pids for `processes` more than run now. Where that takes raising its limit, it is put back."""
     before = int(PID_MAX.read_text())
-    wanted = processes + len(list(Path("/proc").glob("[0-9]*/task/[0-9]*"))) + 8192
+    wanted = processes + _threads() + 8192
     if before >= wanted:
         yield
         return
