@@ -119,7 +119,7 @@ def test_cpu_time(program: str, most: str, agent: Agent) -> None:
     user, system = of.value("procmon.usage.cpu_user"), of.value("procmon.usage.cpu_system")
     # The process itself looked a little earlier, wait4 a little later: when its memory had been given back, too.
     assert float(done.output) - 0.01 <= user + system <= done.usage.ru_utime + done.usage.ru_stime + 0.011
-    assert of.value(f"procmon.usage.{most}") == max(user, system)
+    assert of.value(f"procmon.usage.{most}") > (user + system) / 2
     # Both divide by the same samples of the tick; of those there may be one or two more at the end.
     assert user == pytest.approx(done.usage.ru_utime, abs=0.1)
 

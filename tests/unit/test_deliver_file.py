@@ -12,6 +12,7 @@ from otel_procmon.convert.records import LogRecord, Resource, Span
 from otel_procmon.deliver.file import FileDelivery
 from otel_procmon.ledger import Ledger
 from otel_procmon.lineage.image import SpanRef
+from tests.unit.test_deliver_line_file import largest_file
 
 if TYPE_CHECKING:
     import pytest
@@ -98,10 +99,38 @@ def test_what_cannot_be_written_is_counted_as_lost(caplog: pytest.LogCaptureFixt
     assert message.startswith("output.otlp-json: cannot write to /dev/full (no space left on device): ")
 
 
+def test_after_a_line_that_was_cut_the_next_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, ledger = tmp_path / "out.jsonl", Ledger()
+    delivery = FileDelivery(path, ledger)
+    delivery.put([log()])
+    whole = path.stat().st_size
+    with largest_file(whole + 10):
+        delivery.put([log("cut")])
+        delivery.put([log("not at all")])
+    delivery.put([log("after")])
+    delivery.put([log("more")])
+    delivery.shutdown(0.0)
+    first, cut, *rest = path.read_text().splitlines()
+    assert "line" in first
+    assert len(cut) == 10
+    assert [json.loads(line)["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0]["body"] for line in rest] == [
+        {"stringValue": "after"},
+        {"stringValue": "more"},
+    ]
+    assert ledger.counts() == {
+        ("output.otlp-json.logs", "exported"): 3,
+        ("output.otlp-json.logs", "lost: export failed"): 2,
+    }
+    assert [message.split(" (")[0] for message in caplog.messages] == [
+        f"output.otlp-json: cannot write to {path}",
+        f"output.otlp-json: writing to {path} works again; 1 more records were lost",
+    ]
+
+
 SCRIPT = """
 import sys
-sys.path.insert(0, sys.argv[1])
-from test_deliver_file import FileDelivery, Ledger, log, span
+sys.path.append(sys.argv[1])
+from tests.unit.test_deliver_file import FileDelivery, Ledger, log, span
 ledger = Ledger()
 delivery = FileDelivery(None, ledger)
 delivery.put([log(), span()])
@@ -114,7 +143,7 @@ print(ledger.line(), file=sys.stderr)
 
 
 def script(*arguments: str, **options: Any) -> list[str]:
-    return [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), *arguments]
+    return [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2]), *arguments]
 
 
 def test_standard_output() -> None:

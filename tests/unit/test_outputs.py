@@ -74,6 +74,52 @@ def test_what_comes_after_the_close_is_counted_as_lost(tmp_path: Path) -> None:
     assert ledger.counts() == {LOST: 2}
 
 
+def test_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    readable, writable = os.pipe()
+    monkeypatch.setattr("otel_procmon.deliver.line_file._STDOUT", writable)
+    ledger = Ledger()
+    out = output(None, ledger)
+    out.put(happenings(2))
+    assert os.read(readable, 100) == b"line 1\nline 2\n"
+    assert not is_closed(out)
+    os.close(readable)
+    out.put(happenings(3))
+    assert is_closed(out)
+    out.put(happenings(4))
+    assert ledger.counts() == {WRITTEN: 2, LOST: 7}
+    os.close(writable)
+
+
+def test_line_that_was_cut_short_does_not_take_the_next_one_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has room for a line and a half."""
+    ledger = Ledger()
+    out = output(tmp_path / "out", ledger)
+    room = [10]
+    real = os.write
+
+    def write(file: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        written = real(file, data[: room[0]])
+        room[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", write)
+    out.put(happenings(3))
+    assert ledger.counts() == {WRITTEN: 1, LOST: 2}
+    out.put(happenings(1))
+    room[0] = 1
+    out.put(happenings(1))
+    assert ledger.counts() == {WRITTEN: 1, LOST: 4}
+    room[0] = 1000
+    out.put(happenings(1))
+    out.close(0)
+    assert (tmp_path / "out").read_bytes() == b"line 1\nlin\nline 6\n"
+    assert ledger.counts() == {WRITTEN: 2, LOST: 4}
+
+
 def records(*deliveries: Any) -> RecordOutput:
     converter = Converter(
         Resources(Resource({"host.name": "here"}, SCHEMA_URL)),

@@ -71,6 +71,7 @@ class Agent:
         self._read = Records(records)
         self._stdout = stdout
         self._stderr = stderr
+        self._began_s = time.monotonic()
 
     @property
     def stdout(self) -> str:
@@ -81,6 +82,11 @@ class Agent:
     def stderr(self) -> str:
         """What it has written to its standard error so far."""
         return self._stderr.read_text(errors="backslashreplace")
+
+    @property
+    def told_at_most(self) -> int:
+        """How often it may have told of one trouble so far: once a minute."""
+        return 1 + int((time.monotonic() - self._began_s) // 60)
 
     def logs(self) -> list[Log]:
         """The log records that it has written so far: all of them after the ``with`` block."""
