@@ -59,7 +59,7 @@ class LineFile:
                 self._cut = rest[written - 1 : written] != b"\n"
                 rest = rest[written:]
         except BrokenPipeError:
-            self._end()
+            self.close()
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             self._teller.trouble(
@@ -72,13 +72,9 @@ class LineFile:
 
     def close(self) -> None:
         """Nothing is kept back; standard output stays open."""
-        if not self.closed:
-            self._end()
-
-    def _end(self) -> None:
-        self.closed = True
-        if self._file != _STDOUT:
+        if not self.closed and self._file != _STDOUT:
             os.close(self._file)
+        self.closed = True
 
 
 def _lines_in(rest: bytes, lines: int) -> int:
