@@ -150,9 +150,10 @@ require_boot_packages() {
 	END
 }
 
-# build_wheel ROOT PYTHON DIRECTORY [CONSTRAINTS]: the package at ROOT as a wheel in DIRECTORY. From a copy: setuptools would leave
-# its build directory, which is root's then and whose old files get into the next wheel. With PROCMON_COMPILE=1 in the
-# environment it has compiled modules (setup.py), by the versions that the file CONSTRAINTS names.
+# build_wheel ROOT PYTHON DIRECTORY [CONSTRAINTS]: the package at ROOT as a wheel in DIRECTORY, built with the versions
+# that the file CONSTRAINTS names, by default .ci/constraints.txt. From a copy: setuptools would leave its build
+# directory, which is root's then and whose old files get into the next wheel. With PROCMON_COMPILE=1 in the environment
+# it has compiled modules (setup.py).
 build_wheel() {
 	local copy status
 	copy=$(mktemp -d)
@@ -161,7 +162,7 @@ build_wheel() {
 	cp "$1"/bpf/{LICENSE.*,*.[ch]} "$copy/bpf"
 	# Pip has no other way to its build's environment; older versions know the first of the two variables only. Both are
 	# lists divided by spaces, of which the copy's name has none.
-	cp "${4:-/dev/null}" "$copy/constraints.txt"
+	cp "${4:-$1/.ci/constraints.txt}" "$copy/constraints.txt"
 	PIP_CONSTRAINT=$copy/constraints.txt PIP_BUILD_CONSTRAINT=$copy/constraints.txt \
 		"$2" -m pip wheel -q --no-deps -w "$3" "$copy"
 	status=$?
